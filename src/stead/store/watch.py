@@ -1,0 +1,255 @@
+"""The watch cache: everything that is stored, in memory, with a ring of recent events and its subscribers.
+
+One `Cache` stands before a store. The server reads and lists from it at a known revision and every watcher follows it,
+so that a read or a watch never costs the store anything. Entries keep the stored bytes as they are. Keys are
+`/registry/<group>/<plural>/…`; the first three segments are the *collection*, the unit in which subscribers are kept.
+
+Concurrency: all on the event loop. One task applies the store's events in revision order and hands each to the
+subscribers of its collection. A subscriber's queue is bounded: one that falls behind is closed with `Overrun` and has
+to list again; it never slows the writer or other subscribers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from stead.store.contract import Compacted, Entry, Event, Store
+
+#: Events kept for resuming watchers. etcd keeps five minutes; this is about that at 30 writes a second.
+RING = 10_000
+#: Bytes of values that the ring may hold before the oldest events go.
+RING_BYTES = 16 * 1024 * 1024
+#: Events that may wait for one subscriber before it is closed.
+QUEUE = 4_096
+#: How long history is kept in the store before it is compacted, seconds (etcd's default in kube-apiserver).
+HISTORY_SECONDS = 300.0
+
+
+class Overrun(Exception):
+    """The subscriber fell behind and was closed; list again and resume from there."""
+
+
+def collection_of(key: str) -> str:
+    """The collection part of a key: its first three segments with a closing slash."""
+    parts = key.split("/", 4)
+    return "/".join(parts[:4]) + "/"
+
+
+class Subscription:
+    """Events of one prefix, in order. Iterate it once; `close()` ends the iteration."""
+
+    def __init__(self, prefix: str, backlog: list[Event]) -> None:
+        self.prefix = prefix
+        self._queue: deque[Event] = deque(backlog)
+        self._wake = asyncio.Event()
+        self._ended = False
+        self._overrun = False
+
+    def offer(self, event: Event) -> None:
+        """Called by the cache: take the event, or mark the subscriber as overrun."""
+        if len(self._queue) >= QUEUE:
+            self._overrun = True
+            self._ended = True
+            self._queue.clear()
+        elif not self._ended:
+            self._queue.append(event)
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the iteration after what is queued has been delivered."""
+        self._ended = True
+        self._wake.set()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            while self._queue:
+                yield self._queue.popleft()
+            if self._overrun:
+                raise Overrun(self.prefix)
+            if self._ended:
+                return
+            self._wake.clear()
+            if not self._queue and not self._ended:
+                await self._wake.wait()
+
+    def take(self) -> list[Event]:
+        """All queued events at once, without waiting."""
+        batch = list(self._queue)
+        self._queue.clear()
+        return batch
+
+
+class _Collection(msgspec.Struct):
+    """Entries of one collection and their keys in order."""
+
+    entries: dict[str, Entry]
+    keys: list[str]
+    subscriptions: list[Subscription]
+
+
+class Cache:
+    """See the module's prose. `start` before use, `close` at the end."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._collections: dict[str, _Collection] = {}
+        self._ring: deque[Event] = deque()
+        self._ring_bytes = 0
+        self._revision = 0
+        self._oldest = 0
+        self._arrived = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._compactor: asyncio.Task[None] | None = None
+        self._failed: BaseException | None = None
+
+    async def start(self) -> None:
+        """Load everything and follow the store from there."""
+        snapshot = await self.store.range("")
+        for entry in snapshot.entries:
+            collection = self._collection(collection_of(entry.key))
+            collection.entries[entry.key] = entry
+            collection.keys.append(entry.key)
+        self._revision = snapshot.revision
+        self._oldest = snapshot.revision
+        self._task = asyncio.create_task(self._follow(snapshot.revision), name="watch-cache")
+        self._compactor = asyncio.create_task(self._compact_forever(), name="store-compactor")
+
+    async def close(self) -> None:
+        """Stop following and end every subscription."""
+        for task in (self._task, self._compactor):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        for collection in self._collections.values():
+            for subscription in collection.subscriptions:
+                subscription.close()
+
+    @property
+    def revision(self) -> int:
+        """Revision up to which the cache is complete."""
+        return self._revision
+
+    @property
+    def oldest(self) -> int:
+        """A watch may resume from this revision or a later one."""
+        return self._oldest
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the cache no longer follows the store, or None; readiness depends on it."""
+        return self._failed
+
+    def get(self, key: str) -> Entry | None:
+        collection = self._collections.get(collection_of(key))
+        return collection.entries.get(key) if collection else None
+
+    def list(self, prefix: str) -> tuple[list[Entry], int]:
+        """Entries below `prefix` (at or below one collection) in key order, and the revision they are true at."""
+        collection = self._collections.get(collection_of(prefix))
+        if collection is None:
+            return [], self._revision
+        keys = collection.keys
+        if len(prefix) > len(collection_of(prefix)):
+            start = bisect.bisect_left(keys, prefix)
+            end = bisect.bisect_left(keys, prefix + "\U0010ffff")
+            keys = keys[start:end]
+        entries = collection.entries
+        return [entries[key] for key in keys], self._revision
+
+    def count(self, prefix: str) -> int:
+        """How many entries a collection holds."""
+        collection = self._collections.get(collection_of(prefix))
+        return len(collection.keys) if collection else 0
+
+    def collections(self) -> Sequence[str]:
+        """Collections that hold at least one entry."""
+        return [name for name, collection in self._collections.items() if collection.keys]
+
+    def subscribe(self, prefix: str, after: int) -> Subscription:
+        """Events below `prefix` with revision > `after`. Raises Compacted when those are no longer known."""
+        if after < self._oldest:
+            raise Compacted(self._oldest)
+        start = bisect.bisect_right(self._ring, after, key=lambda event: event.revision)
+        backlog = [self._ring[at] for at in range(start, len(self._ring)) if self._ring[at].key.startswith(prefix)]
+        subscription = Subscription(prefix, backlog)
+        self._collection(collection_of(prefix)).subscriptions.append(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Forget a subscriber that has gone."""
+        subscription.close()
+        collection = self._collections.get(collection_of(subscription.prefix))
+        if collection is not None and subscription in collection.subscriptions:
+            collection.subscriptions.remove(subscription)
+
+    async def wait_for(self, revision: int, timeout: float = 10.0) -> None:
+        """Return once the cache holds `revision`. Raises TimeoutError."""
+        async with asyncio.timeout(timeout):
+            while self._revision < revision:
+                await self._arrived.wait()
+
+    def _collection(self, name: str) -> _Collection:
+        collection = self._collections.get(name)
+        if collection is None:
+            collection = self._collections[name] = _Collection({}, [], [])
+        return collection
+
+    async def _follow(self, after: int) -> None:
+        try:
+            async for batch in self.store.watch(after):
+                for event in batch:
+                    self._apply(event)
+                self._arrived.set()
+                self._arrived = asyncio.Event()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._failed = error
+            raise
+
+    def _apply(self, event: Event) -> None:
+        collection = self._collection(collection_of(event.key))
+        known = collection.entries.get(event.key)
+        if event.value is not None:
+            if known is None:
+                bisect.insort(collection.keys, event.key)
+            created = known.create_revision if known else event.revision
+            collection.entries[event.key] = Entry(event.key, event.value, created, event.revision)
+        elif known is not None:
+            del collection.entries[event.key]
+            del collection.keys[bisect.bisect_left(collection.keys, event.key)]
+        self._revision = event.revision
+        self._ring.append(event)
+        self._ring_bytes += len(event.value or b"")
+        while len(self._ring) > RING or (self._ring_bytes > RING_BYTES and len(self._ring) > 1):
+            forgotten = self._ring.popleft()
+            self._ring_bytes -= len(forgotten.value or b"")
+            self._oldest = forgotten.revision
+        if collection.subscriptions:
+            for subscription in collection.subscriptions:
+                if event.key.startswith(subscription.prefix):
+                    subscription.offer(event)
+            collection.subscriptions = [kept for kept in collection.subscriptions if not kept.ended]
+
+    async def _compact_forever(self) -> None:
+        """Once a minute, compact the store to what was current `HISTORY_SECONDS` ago."""
+        marks: deque[tuple[float, int]] = deque()
+        while True:
+            marks.append((time.monotonic(), self._revision))
+            await asyncio.sleep(HISTORY_SECONDS / 5)
+            while len(marks) > 1 and marks[1][0] <= time.monotonic() - HISTORY_SECONDS:
+                marks.popleft()
+            if marks[0][0] <= time.monotonic() - HISTORY_SECONDS:
+                await self.store.compact(marks[0][1])
