@@ -1,0 +1,161 @@
+"""Settings: where things lie, what is listened on, which ranges are used. Nothing about an installation is global.
+
+Sources, the later winning: defaults, the TOML file (`--config`, `STEAD_CONFIG`, else `/etc/stead/stead.toml`), the
+environment (`STEAD_<NAME>`), flags. Two Steads run side by side on one machine when `instance`, the directories, ports,
+`pod_bridge` and `pod_cidr` differ. Read by `run` and `cli` alone; other rooms get plain values.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+DEFAULT_FILE = Path("/etc/stead/stead.toml")
+
+
+class ConfigError(Exception):
+    """A setting is unknown, malformed or contradicts another; the message names it and its source."""
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A directory in which volumes are kept, under the name that StorageClasses use (`parameters.pool`)."""
+
+    name: str
+    path: Path
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings. Paths are absolute; `host_name` "" means the machine's own name."""
+
+    #: distinguishes several Steads on one machine: names of bridge rules, namespaces, tables and cgroups start with it
+    instance: str = "stead"
+    state_dir: Path = Path("/var/lib/stead")
+    run_dir: Path = Path("/run/stead")
+    #: the account that the plane runs as; "" = the account that starts it
+    user: str = "stead"
+    #: address and port of the Kubernetes API
+    listen_address: str = "127.0.0.1"
+    listen_port: int = 6443
+    #: further names and addresses for the API's certificate
+    listen_names: tuple[str, ...] = ()
+    #: address and port of this host's agent
+    agent_address: str = "127.0.0.1"
+    agent_port: int = 6444
+    #: URL of the API for an agent that runs apart; "" = this host's plane
+    api_url: str = ""
+    host_name: str = ""
+    #: a driver registered under the entry point group stead.hypervisors
+    hypervisor: str = "libvirt"
+    libvirt_uri: str = "qemu:///system"
+    #: addresses of machines, and the bridge of this host that carries them
+    pod_cidr: str = "10.128.0.0/16"
+    pod_bridge: str = "stead0"
+    #: first of 65,536 numeric user ids, one for each machine
+    uid_base: int = 1_610_612_736
+    #: where disk images that administrators name by path may lie
+    image_dirs: tuple[Path, ...] = (Path("/var/lib/libvirt/images"),)
+    pools: tuple[Pool, ...] = ()
+    #: networks that importers may reach although they are loopback, link-local or Stead's own
+    importer_allowed_networks: tuple[str, ...] = ()
+    #: bytes that unused container disks may take before the oldest are removed
+    container_disk_cache_bytes: int = 20 * 1024**3
+    log_level: str = "info"
+    #: "text" for people, "json" for machines, "" = text on a terminal
+    log_format: str = ""
+
+    @property
+    def host(self) -> str:
+        """This host's name in the API: lower case, as DNS wants it."""
+        return (self.host_name or socket.gethostname()).lower()
+
+    @property
+    def plane_dir(self) -> Path:
+        """State of the plane: store and keys; owned by `user`, mode 0700."""
+        return self.state_dir / "plane"
+
+    @property
+    def agent_dir(self) -> Path:
+        """State of the agent; owned by root, mode 0700."""
+        return self.state_dir / "agent"
+
+    @property
+    def all_pools(self) -> tuple[Pool, ...]:
+        """The registered pools, `default` among them."""
+        if any(pool.name == "default" for pool in self.pools):
+            return self.pools
+        return (Pool(name="default", path=self.state_dir / "pools" / "default"), *self.pools)
+
+    @property
+    def url(self) -> str:
+        """Where clients on this host reach the API."""
+        if self.api_url:
+            return self.api_url
+        address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.listen_address, self.listen_address)  # noqa: S104
+        return f"https://{address}:{self.listen_port}"
+
+
+def load(
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Settings from all sources. A named `file` must exist. Raises ConfigError."""
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    named = file or (Path(environ["STEAD_CONFIG"]) if environ.get("STEAD_CONFIG") else None)
+    source = named or DEFAULT_FILE
+    try:
+        values.update(tomllib.loads(source.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        if named:
+            raise ConfigError(f"settings file {named} does not exist") from error
+    except PermissionError:
+        if named:
+            raise
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"settings file {source}: {error}") from error
+    names = {field.name: field for field in msgspec.structs.fields(Settings)}
+    for name in names:
+        given = environ.get(f"STEAD_{name.upper()}")
+        if given is not None:
+            values[name] = given.split(",") if name.endswith(("_dirs", "_networks", "_names")) else given
+    values.update({name: value for name, value in (flags or {}).items() if value is not None})
+    try:
+        settings = msgspec.convert(values, Settings, strict=False, dec_hook=_path_hook)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"settings ({source}, STEAD_*, flags): {error}") from error
+    _check(settings)
+    return settings
+
+
+def _path_hook(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(kind)
+
+
+def _check(settings: Settings) -> None:
+    if not settings.instance.isalnum() or len(settings.instance) > 8:
+        raise ConfigError(f"instance {settings.instance!r}: up to 8 letters and digits")
+    for name in ("state_dir", "run_dir"):
+        if not getattr(settings, name).is_absolute():
+            raise ConfigError(f"{name} must be an absolute path, not {getattr(settings, name)}")
+    try:
+        network = ipaddress.ip_network(settings.pod_cidr)
+        for allowed in settings.importer_allowed_networks:
+            ipaddress.ip_network(allowed)
+    except ValueError as error:
+        raise ConfigError(f"pod_cidr, importer_allowed_networks: {error}") from error
+    if network.version != 4 or network.prefixlen > 28:
+        raise ConfigError(f"pod_cidr {settings.pod_cidr}: an IPv4 network of /28 or larger")
+    if len(settings.pod_bridge) > 15:
+        raise ConfigError(f"pod_bridge {settings.pod_bridge!r}: Linux allows 15 characters")
+    if settings.log_level not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"log_level {settings.log_level!r}: debug, info, warning or error")

@@ -1,0 +1,210 @@
+"""Certificates and keys of an installation: our own CA, what it issues, and the key that signs ServiceAccount tokens.
+
+Files are written whole by rename, keys with mode 0600. A certificate is renewed when a third of its life is left, so
+that no listener ever serves an expired one; the CA's file may hold several certificates, so that an old and a new CA
+are trusted together during a rotation. Called by `run` and the command line; everything is synchronous and quick.
+Identity follows Kubernetes: common name = user, organisation = group.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import ssl
+from pathlib import Path
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+CA_LIFE = datetime.timedelta(days=3650)
+#: Life of issued certificates; they rotate by themselves when a third of it is left.
+LEAF_LIFE = datetime.timedelta(days=90)
+#: Tolerated clock difference between hosts.
+SKEW = datetime.timedelta(minutes=5)
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """Paths of a certificate (PEM, leaf first) and its private key (PEM, PKCS#8)."""
+
+    certificate: Path
+    key: Path
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Whom a certificate names. `names` are DNS names and IP addresses; those with any get server usage too."""
+
+    user: str
+    groups: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+def write_private(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file whole, never readable by others on the way."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _pem_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def ensure_key(path: Path) -> None:
+    """A P-256 private key at `path`, made when absent (the key of ServiceAccount tokens, ES256)."""
+    if not path.exists():
+        write_private(path, _pem_key(ec.generate_private_key(ec.SECP256R1())))
+
+
+def ensure_authority(directory: Path, name: str) -> Pair:
+    """The CA in `directory` (ca.crt, ca.key), made when absent."""
+    pair = Pair(directory / "ca.crt", directory / "ca.key")
+    if pair.certificate.exists() and pair.key.exists():
+        return pair
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SKEW)
+        .not_valid_after(now + CA_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(_key_usage(authority=True), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    write_private(pair.key, _pem_key(key))
+    write_private(pair.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    return pair
+
+
+def _key_usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _alternative_names(names: tuple[str, ...]) -> x509.SubjectAlternativeName:
+    entries: list[x509.GeneralName] = []
+    for name in dict.fromkeys(names):
+        try:
+            entries.append(x509.IPAddress(ipaddress.ip_address(name)))
+        except ValueError:
+            entries.append(x509.DNSName(name))
+    return x509.SubjectAlternativeName(entries)
+
+
+def issue(
+    authority: Pair, identity: Identity, public_key: ec.EllipticCurvePublicKey, life: datetime.timedelta = LEAF_LIFE
+) -> bytes:
+    """A certificate (PEM) for `public_key`, signed by the CA: client usage, and server usage when it has names."""
+    ca = x509.load_pem_x509_certificates(authority.certificate.read_bytes())[0]
+    ca_key = serialization.load_pem_private_key(authority.key.read_bytes(), None)
+    if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
+        raise ValueError(f"{authority.key} is not an elliptic curve key")
+    attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in identity.groups]
+    attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, identity.user))
+    usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
+    if identity.names:
+        usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name(attributes))
+        .issuer_name(ca.subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - SKEW)
+        .not_valid_after(now + life)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(authority=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()),
+            critical=False,
+        )
+    )
+    if identity.names:
+        builder = builder.add_extension(_alternative_names(identity.names), critical=False)
+    return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def issue_pair(authority: Pair, identity: Identity, life: datetime.timedelta = LEAF_LIFE) -> tuple[bytes, bytes]:
+    """A new key and its certificate: (certificate PEM, key PEM)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return issue(authority, identity, key.public_key(), life), _pem_key(key)
+
+
+def is_due(certificate: Path, identity: Identity) -> bool:
+    """Whether the certificate is absent, names another identity, or has less than a third of its life left."""
+    try:
+        found = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
+    except (FileNotFoundError, ValueError, IndexError):
+        return True
+    names: tuple[str, ...] = ()
+    try:
+        extension = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = tuple(str(entry.value) for entry in extension)
+    except x509.ExtensionNotFound:
+        pass
+    common = [str(attribute.value) for attribute in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if common != [identity.user] or set(names) != set(identity.names):
+        return True
+    life = found.not_valid_after_utc - found.not_valid_before_utc
+    return datetime.datetime.now(datetime.UTC) > found.not_valid_after_utc - life / 3
+
+
+def ensure_certificate(authority: Pair, pair: Pair, identity: Identity) -> bool:
+    """Make or renew the certificate of `identity` at `pair`; True when it was written anew."""
+    if pair.key.exists() and not is_due(pair.certificate, identity):
+        return False
+    certificate, key = issue_pair(authority, identity)
+    write_private(pair.key, key)
+    write_private(pair.certificate, certificate, 0o644)
+    return True
+
+
+def server_context(pair: Pair, ca: Path, *, require_client: bool) -> ssl.SSLContext:
+    """TLS 1.2+ for a listener that asks for (or requires) a client certificate of our CA. HTTP/1.1 only."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(pair.certificate, pair.key)
+    context.load_verify_locations(ca)
+    context.verify_mode = ssl.CERT_REQUIRED if require_client else ssl.CERT_OPTIONAL
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def client_context(ca: Path, pair: Pair | None = None) -> ssl.SSLContext:
+    """TLS for a client that trusts our CA alone and shows `pair` when given."""
+    context = ssl.create_default_context(cafile=str(ca))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if pair is not None:
+        context.load_cert_chain(pair.certificate, pair.key)
+    return context
