@@ -1,0 +1,98 @@
+# What `quickstart` and `check` share: the distribution's packages and a Python environment of our own.
+# Sourced, not run. Needs bash and root. Everything here is safe to repeat and quick when there is nothing to do.
+
+# Packages that a host needs; `quickstart` installs them and leaves them on removal.
+HOST_PACKAGES=(
+  qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-system libvirt-clients
+  dnsmasq-base nftables iproute2 passt swtpm swtpm-tools ovmf seabios ipxe-qemu
+  xorriso mmdebstrap e2fsprogs fdisk mtools zstd
+  openssh-client ca-certificates
+  python3 python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev
+)
+
+say() { printf '%s\n' "$*"; }
+die() { printf '%s\n' "$*" >&2; exit 1; }
+
+need_root() {
+  [ "$(id -u)" -eq 0 ] || die "$1 installs packages and starts virtual machines: run it as root (sudo $1)."
+}
+
+need_known_system() {
+  local id="" version=""
+  if [ -r /etc/os-release ]; then
+    id=$(. /etc/os-release && printf '%s' "${ID:-}")
+    version=$(. /etc/os-release && printf '%s' "${VERSION_ID:-}")
+  fi
+  case "$id:$version" in
+    debian:12 | debian:13 | ubuntu:24.04) ;;
+    *) say "Note: this is ${id:-an unknown system} ${version}; Stead is tested on Debian 12 and 13 and made for Ubuntu 24.04 too." ;;
+  esac
+  command -v apt-get >/dev/null || die "Stead's set-up needs apt-get (Debian 12, Debian 13 or Ubuntu 24.04)."
+}
+
+# install_packages NAME…: those that are missing, in one go.
+install_packages() {
+  local missing=() name
+  for name in "$@"; do
+    dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null | grep -qx installed || missing+=("$name")
+  done
+  [ ${#missing[@]} -eq 0 ] && return 0
+  say "Installing ${#missing[@]} packages: ${missing[*]}"
+  local log
+  log=$(mktemp)
+  # Services of new packages are started by us, so that nothing runs with settings that we have not seen.
+  if ! { apt-get update -q &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    die "apt-get could not install the packages; its whole output is in $log."
+  fi
+  rm -f "$log"
+}
+
+# make_venv DIR LOCK: a virtual environment with exactly the pinned packages of LOCK.
+make_venv() {
+  local dir=$1 lock=$2 stamp
+  stamp=$(sha256sum "$lock" | cut -d' ' -f1)-$(/usr/bin/python3 -c 'import sys; print(sys.version.split()[0])')
+  if [ "$(cat "$dir/.stamp" 2>/dev/null)" != "$stamp" ]; then
+    say "Preparing Python packages in $dir"
+    rm -rf "$dir"
+    mkdir -p "$(dirname "$dir")"
+    /usr/bin/python3 -m venv "$dir"
+    "$dir/bin/pip" install -q --disable-pip-version-check --require-hashes -r "$lock" ||
+      die "pip could not install the packages that $lock names."
+    printf '%s' "$stamp" >"$dir/.stamp"
+  fi
+}
+
+# install_stead VENV SOURCE: this checkout into VENV, when it has changed since the last time.
+install_stead() {
+  local venv=$1 source=$2 stamp
+  stamp=$(cd "$source" && find src web/dist pyproject.toml -type f -not -name '*.pyc' -print0 2>/dev/null |
+    sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
+  if [ "$(cat "$venv/.stead" 2>/dev/null)" != "$stamp" ]; then
+    "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall "$source" ||
+      die "pip could not install Stead from $source."
+    printf '%s' "$stamp" >"$venv/.stead"
+  fi
+}
+
+has_systemd() { [ -d /run/systemd/system ]; }
+
+# start_libvirt: libvirtd and virtlogd, by systemd where it runs, else in the background.
+start_libvirt() {
+  if has_systemd; then
+    systemctl start virtlogd.socket libvirtd.socket 2>/dev/null || systemctl start virtlogd libvirtd
+    return
+  fi
+  mkdir -p /run/libvirt
+  if ! virsh -c qemu:///system version >/dev/null 2>&1; then
+    pgrep -x virtlogd >/dev/null || virtlogd -d -p /run/libvirt/virtlogd.pid
+    pgrep -x libvirtd >/dev/null || libvirtd -d -p /run/libvirt/libvirtd.pid
+    local tries=0
+    until virsh -c qemu:///system version >/dev/null 2>&1; do
+      tries=$((tries + 1))
+      [ "$tries" -lt 100 ] || die "libvirtd does not answer; see its log under /var/log/libvirt."
+      sleep 0.1
+    done
+  fi
+}
