@@ -1,4 +1,4 @@
-"""A private libvirtd for tests: own mount and UTS namespaces, own folders, own host uuid, reached through a unix socket.
+"""A private libvirtd for tests: own mount and UTS namespaces, own folders and host uuid, reached through a unix socket.
 
 Used by every test that needs real libvirt: `async with libvirt_host(tmp_path) as host:` gives `host.uri`. The daemons
 inherit the network namespace of the calling thread, so a test that entered an own one keeps all its traffic there.
@@ -20,7 +20,7 @@ from pathlib import Path
 
 PRIVATE_FOLDERS = ("/run/libvirt", "/var/lib/libvirt", "/etc/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
 START_SECONDS = 60.0
-# libvirt's probe of QEMU takes seconds; what it found is handed to the next host, and libvirt itself judges its validity.
+# libvirt probes QEMU for seconds; what it found is handed to the next host, and libvirt itself judges its validity.
 CAPABILITIES = Path(os.environ.get("STEAD_TEST_CACHE", "/var/cache/stead-tests")) / "libvirt-capabilities"
 
 
@@ -65,10 +65,18 @@ class LibvirtHost:
         await self.run("mount", "--make-rprivate", "/")
         for folder in PRIVATE_FOLDERS:
             await self.run("mount", "--bind", str(self.private(folder)), folder)
+        await self._hide_kvm()
         await self.run("hostname", self.hostname)
         await self._start("virtlogd")
         await _until(self.private("/run/libvirt/virtlogd-sock").exists, "virtlogd listens")
         await self.start_libvirtd()
+
+    async def _hide_kvm(self) -> None:
+        """Where a /dev/kvm exists that cannot run guests, libvirt probes QEMU anew on each start (4 s). Tests are emulated."""
+        if Path("/dev/kvm").exists():
+            cover = self.root / "no-kvm"
+            cover.touch(0o000)
+            await self.run("mount", "--bind", str(cover), "/dev/kvm")
 
     def _write_configuration(self) -> None:
         libvirtd = (
@@ -161,7 +169,6 @@ class LibvirtHost:
         await _end(self._holder, signal.SIGKILL)
         self._keep_capabilities()
         shutil.rmtree(self.root, ignore_errors=True)
-
 
     def _keep_capabilities(self) -> None:
         found = self.private("/var/cache/libvirt")
