@@ -23,9 +23,9 @@ from stead.kinds import (
     reviews,
     storage,
 )
+from stead.kinds.columns import AGE, BUILTIN_COLUMNS
 from stead.kinds.resource import Column, Resource
 
-_AGE = Column("Age", "date", ".metadata.creationTimestamp")
 _READY = Column("Ready", "string", ".status.conditions[?(@.type=='Ready')].status")
 _CREATE_ONLY = ("create",)
 
@@ -62,6 +62,7 @@ def _custom(group: str, version: str, kind: str, plural: str, struct: Any, **res
 def _builtin(group: str, kind: str, plural: str, struct: Any, **rest: Any) -> Resource:
     """A kind of Kubernetes itself, version v1. These count no generation unless said."""
     rest.setdefault("has_generation", False)
+    rest.setdefault("columns", BUILTIN_COLUMNS.get((group, kind), ()))
     return _custom(group, "v1", kind, plural, struct, builtin=True, **rest)
 
 
@@ -71,7 +72,7 @@ VIRTUAL_MACHINE = _kubevirt(
     machine.VirtualMachine,
     short_names=("vm", "vms"),
     status_subresource=True,
-    columns=(_AGE, Column("Status", "string", ".status.printableStatus"), _READY),
+    columns=(AGE, Column("Status", "string", ".status.printableStatus"), _READY),
 )
 VIRTUAL_MACHINE_INSTANCE = _kubevirt(
     "VirtualMachineInstance",
@@ -79,7 +80,7 @@ VIRTUAL_MACHINE_INSTANCE = _kubevirt(
     machine.VirtualMachineInstance,
     short_names=("vmi", "vmis"),
     columns=(
-        _AGE,
+        AGE,
         Column("Phase", "string", ".status.phase"),
         Column("IP", "string", ".status.interfaces[0].ipAddress"),
         Column("NodeName", "string", ".status.nodeName"),
@@ -94,7 +95,7 @@ KUBEVIRT = _kubevirt(
     kubevirt.KubeVirt,
     short_names=("kv", "kvs"),
     status_subresource=True,
-    columns=(_AGE, Column("Phase", "string", ".status.phase")),
+    columns=(AGE, Column("Phase", "string", ".status.phase")),
 )
 
 _INSTANCETYPE_GROUP = "instancetype.kubevirt.io"
@@ -149,7 +150,7 @@ DATA_VOLUME = _custom(
         Column("Phase", "string", ".status.phase"),
         Column("Progress", "string", ".status.progress"),
         Column("Restarts", "integer", ".status.restartCount"),
-        _AGE,
+        AGE,
     ),
 )
 DATA_SOURCE = _custom(
@@ -189,7 +190,7 @@ CDI = _custom(
     cdi.CDI,
     namespaced=False,
     short_names=("cdi", "cdis"),
-    columns=(_AGE, Column("Phase", "string", ".status.phase")),
+    columns=(AGE, Column("Phase", "string", ".status.phase")),
 )
 CDI_CONFIG = _custom(_CDI_GROUP, "v1beta1", "CDIConfig", "cdiconfigs", cdi.CDIConfig, namespaced=False)
 UPLOAD_TOKEN_REQUEST = _custom(
@@ -291,6 +292,7 @@ CUSTOM_RESOURCE_DEFINITION = _builtin(
     status_subresource=True,
     has_generation=True,
 )
+#: the second face of EVENT: the same objects, converted by `kinds.events`
 EVENTS_EVENT = _builtin("events.k8s.io", "Event", "events", core.EventsV1Event, short_names=("ev",))
 
 NETWORK_ATTACHMENT_DEFINITION = _custom(
@@ -312,7 +314,7 @@ ADDRESS_CLAIM = _custom(
         Column("MAC", "string", ".spec.mac"),
         Column("Namespace", "string", ".spec.machine.namespace"),
         Column("Machine", "string", ".spec.machine.name"),
-        _AGE,
+        AGE,
     ),
 )
 
