@@ -1,11 +1,11 @@
 """The HAL: what the agent asks of a hypervisor. A driver takes one complete desired `Machine` and reports what it sees.
 
-Features are fields of `Machine`, not methods, so the contract stays small. A driver states its `Capabilities`; admission,
-placement and status read those, never a driver's name. Third parties register drivers under the entry point group
-`stead.hypervisors`. This module imports nothing of ours; paths, uids, cgroups and namespaces are inputs made by the agent,
-so the same driver serves a bare host and a launcher pod. One contract suite (`tests/contract/test_hypervisor.py`) runs
-on every driver. Concurrency: the agent calls a driver for one machine from that machine's task only; different machines
-are called concurrently, so a driver must be safe for that.
+Features are fields of `Machine`, not methods, so the contract stays small. A driver states its `Capabilities`;
+admission, placement and status read those, never a driver's name. Third parties register drivers under the entry
+point group `stead.hypervisors`. This module imports nothing of ours; paths, uids, cgroups and namespaces are inputs
+made by the agent, so the same driver serves a bare host and a launcher pod. One contract suite
+(`tests/contract/test_hypervisor.py`) runs on every driver. Concurrency: the agent calls a driver for one machine from
+that machine's task only; different machines are called concurrently, so a driver must be safe for that.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of the value types below: immutable, comparable, JSON-encodable."""
 
 
-class Cpu(_Value):
+class Cpu(_Value, frozen=True):
     """Topology and model. `max_sockets` > `sockets` leaves room for CPUs plugged in later.
 
     `mode`: `host-model`, `host-passthrough`, `maximum` or `custom` (then `model` names it). `features` are
@@ -88,7 +88,7 @@ class Cpu(_Value):
     emulator_cpus: tuple[int, ...] = ()
 
 
-class Memory(_Value):
+class Memory(_Value, frozen=True):
     """Sizes in bytes. `maximum` > `size` leaves room for memory plugged in later (virtio-mem)."""
 
     size: int
@@ -98,7 +98,7 @@ class Memory(_Value):
     shared: bool = False  # memfd, shared: virtiofs and vhost-user need it
 
 
-class Firmware(_Value):
+class Firmware(_Value, frozen=True):
     """`kind` is bios or efi. Kernel boot overrides the boot order when `kernel` is set. `nvram` is per machine."""
 
     kind: str = "bios"
@@ -114,7 +114,7 @@ class Firmware(_Value):
     sysinfo: tuple[tuple[str, str], ...] = ()  # SMBIOS: ("system.manufacturer", "…"), ("chassis.asset", "…")
 
 
-class Disk(_Value):
+class Disk(_Value, frozen=True):
     """A block device. `name` is the API's disk name and becomes the device alias; `path` is opened as `format`.
 
     `device` is disk, cdrom or lun; an empty `path` is an empty tray. `source` is file or block. `base` makes `path` an
@@ -144,7 +144,7 @@ class Disk(_Value):
     tray_open: bool = False
 
 
-class Nic(_Value):
+class Nic(_Value, frozen=True):
     """A network device. `backend` is tap (an existing device `target`, made by the agent), bridge (a host bridge
     `target`; the hypervisor makes the tap) or passt (user-mode; `passt` holds its options).
     """
@@ -163,14 +163,14 @@ class Nic(_Value):
     passt: dict[str, Any] = {}
 
 
-class Graphics(_Value):
+class Graphics(_Value, frozen=True):
     """VNC on a unix socket and a video device (vga, bochs, virtio, ramfb, cirrus). Never on TCP."""
 
     vnc_socket: str
     video: str = "vga"
 
 
-class Isolation(_Value):
+class Isolation(_Value, frozen=True):
     """How the process is confined. `uid`/`gid` own the QEMU process and its files; limits go to its cgroup."""
 
     uid: int = 0
@@ -182,9 +182,10 @@ class Isolation(_Value):
     network_namespace: str = ""
 
 
-class Machine(_Value):
+class Machine(_Value, frozen=True):
     """The complete desired machine. `uid` is the VMI's uid and names it at the hypervisor; the same value twice is a
-    no-op. Fields that a driver cannot honour raise `Unsupported` from `define`.
+    no-op. Fields that a driver cannot honour raise `Unsupported` from `define`. `clock_offset` is utc, localtime,
+    `variable:<seconds from UTC>` or `timezone:<name>`.
     """
 
     uid: str
@@ -222,7 +223,7 @@ class Machine(_Value):
     software_emulation: bool = False
 
 
-class Observed(_Value):
+class Observed(_Value, frozen=True):
     """What the hypervisor reports of one machine."""
 
     uid: str
@@ -237,7 +238,7 @@ class Observed(_Value):
     detail: str = ""
 
 
-class DriverEvent(_Value):
+class DriverEvent(_Value, frozen=True):
     """Something happened to a machine: `kind` is lifecycle, agent, io-error, reboot, panic, watchdog, changed or lost.
 
     `lost` (empty uid) says that the connection to the hypervisor broke or came back: observe everything again.
@@ -248,7 +249,7 @@ class DriverEvent(_Value):
     detail: str = ""
 
 
-class Capabilities(_Value):
+class Capabilities(_Value, frozen=True):
     """What driver and host offer. `features` are Machine field names (dotted) that `define` honours."""
 
     driver: str

@@ -1,0 +1,454 @@
+"""The libvirt driver: persistent domains named `<namespace>_<name>`, uuid = the machine's uid, carrying our metadata.
+
+Called by the agent through the `Hypervisor` contract, from one task a machine. Only domains with our metadata are
+touched. Blocking calls run in the connection's thread pool. What is known of each domain (`_Known`) is a cache, dropped
+when libvirt's connection breaks or somebody changes the domain; libvirt itself is the truth. Source: libvirt 9.0 API.
+
+define + start are one call of libvirt each: the rest (limits, socket modes) are system calls of microseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import libvirt_qemu  # type: ignore[import-untyped]  # libvirt-python has no types
+import msgspec
+
+from stead.hypervisor.contract import (
+    Busy,
+    Capabilities,
+    DriverEvent,
+    Failed,
+    Machine,
+    NotFound,
+    Observed,
+    State,
+    Unsupported,
+)
+from stead.hypervisor.libvirt import capabilities as capability_documents
+from stead.hypervisor.libvirt import process
+from stead.hypervisor.libvirt.connection import Connection
+from stead.hypervisor.libvirt.devices import GUEST_AGENT_CHANNEL
+from stead.hypervisor.libvirt.emulation import probe
+from stead.hypervisor.libvirt.events import lifecycle_detail, state_from_libvirt
+from stead.hypervisor.libvirt.hotplug import apply_in_place
+from stead.hypervisor.libvirt.screen import read_screen
+from stead.hypervisor.libvirt.statistics import read_statistics
+from stead.hypervisor.libvirt.xml import (
+    Mark,
+    definition_digest,
+    domain_name,
+    domain_xml,
+    fingerprint,
+    mark_from_element,
+    mark_from_xml,
+)
+from stead.hypervisor.subscribers import Subscribers
+
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+PROBE_SECONDS = 120.0  # libvirt's own probe of QEMU is part of the first capabilities call
+AGENT_SECONDS = 5
+_UNDEFINE_FLAGS = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+)
+
+
+class _Known(msgspec.Struct):
+    """Cache of one domain of ours. `digest` is of the definition as libvirt printed it when we had made it."""
+
+    mark: Mark
+    digest: str
+    changed: bool = False
+    pid: int = 0
+
+
+class LibvirtHypervisor:
+    """`Hypervisor` on libvirt's QEMU driver. `state_dir` keeps the probe's answer over restarts (optional)."""
+
+    def __init__(self, uri: str = "qemu:///system", state_dir: str | Path | None = None) -> None:
+        self._connection = Connection(uri, self._register, self._on_lost)
+        self._state_dir = Path(state_dir) if state_dir is not None else None
+        self._subscribers = Subscribers()
+        self._known: dict[str, _Known] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._checks: set[asyncio.Task[None]] = set()
+        self._capabilities: Capabilities | None = None
+
+    async def open(self) -> None:
+        await self._connection.open()
+
+    async def close(self) -> None:
+        for task in tuple(self._checks):
+            task.cancel()
+        await asyncio.gather(*self._checks, return_exceptions=True)
+        await self._connection.close()
+
+    # -- events ---------------------------------------------------------------------------------------------------
+
+    def events(self) -> AsyncIterator[DriverEvent]:
+        return self._subscribers.subscribe()
+
+    def _register(self, connection: libvirt.virConnect) -> None:
+        """In a pool thread: callbacks on a new connection; each only posts to the event loop."""
+        post = self._connection.post
+
+        def lifecycle(_conn: Any, domain: libvirt.virDomain, event: int, detail: int, _opaque: Any) -> None:
+            post(self._on_lifecycle, domain.UUIDString(), event, detail)
+
+        def agent(_conn: Any, domain: libvirt.virDomain, state: int, _reason: int, _opaque: Any) -> None:
+            up = state == libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED
+            post(self._publish, domain.UUIDString(), "agent", "connected" if up else "disconnected")
+
+        def io_error(_conn: Any, domain: libvirt.virDomain, *details: Any) -> None:
+            path, alias, action, reason = details[:4]
+            detail = f"{str(alias).removeprefix('ua-')}: {reason or 'I/O error'} on {path} (action {action})"
+            post(self._publish, domain.UUIDString(), "io-error", detail)
+
+        def reboot(_conn: Any, domain: libvirt.virDomain, _opaque: Any) -> None:
+            post(self._publish, domain.UUIDString(), "reboot", "")
+
+        def watchdog(_conn: Any, domain: libvirt.virDomain, action: int, _opaque: Any) -> None:
+            post(self._publish, domain.UUIDString(), "watchdog", f"action {action}")
+
+        for event, callback in (
+            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
+            (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent),
+            (libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, io_error),
+            (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, reboot),
+            (libvirt.VIR_DOMAIN_EVENT_ID_WATCHDOG, watchdog),
+        ):
+            connection.domainEventRegisterAny(None, event, callback, None)
+
+    def _publish(self, uid: str, kind: str, detail: str) -> None:
+        """An event of a machine of ours. Events of domains that we have not seen are checked for our mark first."""
+        if uid in self._known:
+            self._subscribers.publish(DriverEvent(uid=uid, kind=kind, detail=detail))
+        else:
+            self._spawn(self._publish_if_ours(uid, kind, detail))
+
+    async def _publish_if_ours(self, uid: str, kind: str, detail: str) -> None:
+        with contextlib.suppress(NotFound, Failed, Busy):
+            await self._mark(uid)
+            self._subscribers.publish(DriverEvent(uid=uid, kind=kind, detail=detail))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
+
+    def _on_lifecycle(self, uid: str, event: int, detail: int) -> None:
+        if event == libvirt.VIR_DOMAIN_EVENT_DEFINED:
+            self._spawn(self._check_definition(uid))
+        elif event == libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
+            if self._known.pop(uid, None) is not None:  # our own undefine forgets it before it calls
+                self._subscribers.publish(DriverEvent(uid=uid, kind="changed", detail="undefined"))
+        else:
+            self._publish(uid, "lifecycle", lifecycle_detail(event, detail))
+            known = self._known.get(uid)
+            if event == libvirt.VIR_DOMAIN_EVENT_STARTED and known is not None and known.mark.machine is not None:
+                self._spawn(self._confine(known.mark.machine))
+
+    async def _confine(self, machine: Machine) -> None:
+        """Limits of a machine that somebody started, whether through us or by virsh."""
+        await asyncio.to_thread(lambda: process.confine(machine, process.find_pid(machine.uid, domain_name(machine))))
+
+    async def _check_definition(self, uid: str) -> None:
+        """Somebody defined a domain: if it is ours and not what we defined, say so."""
+        async with self._lock(uid):
+            known = self._known.get(uid)
+            if known is None or known.changed:
+                return
+            with contextlib.suppress(NotFound, Failed, Busy, Unsupported):
+                text = await self._connection.call("read", uid, lambda c: _inactive_xml(_lookup(c, uid)))
+                if definition_digest(text) != known.digest:
+                    known.changed = True
+                    self._subscribers.publish(DriverEvent(uid=uid, kind="changed", detail="definition"))
+
+    def _on_lost(self, detail: str) -> None:
+        self._subscribers.publish(DriverEvent(uid="", kind="lost", detail=detail))
+
+    def _lock(self, uid: str) -> asyncio.Lock:
+        return self._locks.setdefault(uid, asyncio.Lock())
+
+    # -- what there is --------------------------------------------------------------------------------------------
+
+    async def capabilities(self) -> Capabilities:
+        if self._capabilities is None:
+            host = await self._connection.call("capabilities", "the host", lambda c: c.getCapabilities(), PROBE_SECONDS)
+            cache = self._state_dir / "kvm-probe.json" if self._state_dir else None
+            found = await probe(capability_documents.emulator_from_documents(host), cache)
+            documents = await self._connection.call(
+                "capabilities",
+                "the host",
+                lambda c: capability_documents.read(c, found.software_emulation),
+                PROBE_SECONDS,
+            )
+            self._capabilities = capability_documents.capabilities_from_documents(documents, found)
+        return self._capabilities
+
+    async def observe(self, uid: str) -> Observed:
+        return await self._connection.call("observe", uid, lambda c: self._observe(_lookup(c, uid)))
+
+    async def list(self) -> builtins.list[Observed]:
+        return await self._connection.call("list", "machines", self._list, START_SECONDS)
+
+    def _list(self, connection: libvirt.virConnect) -> builtins.list[Observed]:
+        found = []
+        for domain in connection.listAllDomains():
+            with contextlib.suppress(NotFound, libvirt.libvirtError):  # foreign, or gone meanwhile
+                found.append(self._observe(domain))
+        return found
+
+    def _observe(self, domain: libvirt.virDomain) -> Observed:
+        """In a pool thread. Raises NotFound for a foreign domain."""
+        uid = domain.UUIDString()
+        text = domain.XMLDesc(0)
+        root = ET.fromstring(text)  # noqa: S314  # from libvirt itself
+        mark = mark_from_element(root)
+        if mark is None:
+            raise NotFound(f"observe of {uid}: the domain {domain.name()} is not one of ours")
+        state, reason = state_from_libvirt(*domain.state()[:2])
+        active = domain.isActive() == 1
+        known = self._known.setdefault(uid, _Known(mark, ""))
+        known.pid = process.find_pid(uid, domain.name(), known.pid) if active else 0
+        if not known.digest:
+            known.digest = definition_digest(_inactive_xml(domain))
+        changed = known.changed or not domain.isPersistent()
+        kind = root.find("os/type")
+        channel = root.find(f"devices/channel/target[@name='{GUEST_AGENT_CHANNEL}']")
+        return Observed(
+            uid=uid,
+            namespace=mark.namespace,
+            name=mark.name,
+            state=state,
+            reason=reason,
+            pid=known.pid,
+            agent_connected=active and channel is not None and channel.get("state") == "connected",
+            machine_type="" if kind is None else kind.get("machine", ""),
+            fingerprint="" if changed else mark.fingerprint,
+            detail=_emulation_detail(mark.machine),
+        )
+
+    async def _mark(self, uid: str) -> Mark:
+        """Our mark of a domain, from the cache or libvirt. Raises NotFound for unknown and foreign ones."""
+        known = self._known.get(uid)
+        if known is not None:
+            return known.mark
+        text = await self._connection.call("look up", uid, lambda c: _inactive_xml(_lookup(c, uid)))
+        mark = mark_from_xml(text)
+        if mark is None:
+            raise NotFound(f"look up of {uid}: the domain is not one of ours")
+        self._known[uid] = _Known(mark, definition_digest(text))
+        return mark
+
+    # -- definition -----------------------------------------------------------------------------------------------
+
+    async def define(self, machine: Machine) -> None:
+        async with self._lock(machine.uid):
+            known = self._known.get(machine.uid)
+            if known is not None and not known.changed and known.mark.fingerprint == fingerprint(machine):
+                return
+            known = await self._connection.call("define", _subject(machine), lambda c: _define(c, machine))
+            self._known[machine.uid] = known
+
+    async def undefine(self, uid: str) -> None:
+        async with self._lock(uid):
+            try:
+                mark = await self._mark(uid)
+            except NotFound:
+                return
+            known = self._known.pop(uid, None)
+            try:
+                await self._connection.call("undefine", mark.name or uid, lambda c: _undefine(c, uid))
+            except NotFound:
+                pass
+            except BaseException:
+                if known is not None:
+                    self._known[uid] = known
+                raise
+        self._locks.pop(uid, None)
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    async def start(self, uid: str, *, paused: bool = False) -> None:
+        mark = await self._mark(uid)
+        flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+
+        def start(connection: libvirt.virConnect) -> int:
+            domain = _lookup(connection, uid)
+            try:
+                domain.createWithFlags(flags)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID and mark.machine is not None:
+                    process.remove_sockets(mark.machine)
+                raise
+            pid = process.find_pid(uid, domain.name())
+            if mark.machine is not None:
+                process.confine(mark.machine, pid)
+            return pid
+
+        pid = await self._connection.call("start", f"{mark.namespace}/{mark.name}", start, START_SECONDS)
+        if (known := self._known.get(uid)) is not None:
+            known.pid = pid
+
+    async def shutdown(self, uid: str) -> None:
+        await self._act("shut down", uid, lambda d: d.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
+
+    async def stop(self, uid: str) -> None:
+        """libvirt ends QEMU by SIGTERM, then SIGKILL; a suspended process, or a libvirt that hangs, we kill by pid."""
+        try:
+            mark = await self._mark(uid)
+        except NotFound:
+            return
+        known = self._known.get(uid)
+        name, pid = f"{mark.namespace}_{mark.name}", known.pid if known else 0
+
+        def stop(connection: libvirt.virConnect) -> None:
+            domain = _lookup(connection, uid)
+            found = process.find_pid(uid, domain.name(), pid)
+            if found and process.is_stopped(found):
+                process.kill(uid, domain.name(), found)
+            try:
+                domain.destroyFlags(0)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:  # it is off
+                    raise
+
+        try:
+            await self._connection.call("stop", f"{mark.namespace}/{mark.name}", stop, STOP_SECONDS)
+        except NotFound:
+            return
+        except (Busy, Failed):
+            if not await asyncio.to_thread(process.kill, uid, name, pid):
+                raise
+
+    async def pause(self, uid: str) -> None:
+        await self._act("pause", uid, lambda d: d.suspend())
+
+    async def resume(self, uid: str) -> None:
+        def resume(domain: libvirt.virDomain) -> None:
+            if domain.state()[0] not in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED):
+                domain.resume()
+
+        await self._act("resume", uid, resume)
+
+    async def reset(self, uid: str) -> None:
+        await self._act("reset", uid, lambda d: d.reset(0))
+
+    async def reboot(self, uid: str) -> None:
+        await self._act("reboot", uid, lambda d: d.reboot(0))
+
+    async def apply(self, machine: Machine) -> builtins.list[str]:
+        mark = await self._mark(machine.uid)
+        if mark.machine is None:
+            return ["metadata"]
+        async with self._lock(machine.uid):
+            before = mark.machine
+            left, known = await self._connection.call(
+                "apply", _subject(machine), lambda c: apply_in_place(_lookup(c, machine.uid), before, machine)
+            )
+            if known is not None:
+                made, digest = known
+                self._known[machine.uid] = _Known(made, digest)
+            return left
+
+    async def _act(self, operation: str, uid: str, action: Any) -> None:
+        mark = await self._mark(uid)
+        await self._connection.call(operation, f"{mark.namespace}/{mark.name}", lambda c: action(_lookup(c, uid)))
+
+    # -- looking inside -------------------------------------------------------------------------------------------
+
+    async def agent_command(self, uid: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        mark = await self._mark(uid)
+        request: dict[str, Any] = {"execute": command}
+        if arguments:
+            request["arguments"] = arguments
+        text = json.dumps(request)
+        answer = await self._connection.call(
+            f"guest agent command {command}",
+            f"{mark.namespace}/{mark.name}",
+            lambda c: libvirt_qemu.qemuAgentCommand(_lookup(c, uid), text, AGENT_SECONDS, 0),
+        )
+        try:
+            return json.loads(answer)["return"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise Failed(f"guest agent command {command} of {mark.name}: unreadable answer {answer[:80]!r}") from error
+
+    async def describe(self, uid: str) -> str:
+        await self._mark(uid)
+        return await self._connection.call("describe", uid, lambda c: str(_lookup(c, uid).XMLDesc(0)))
+
+    async def screenshot(self, uid: str) -> bytes:
+        mark = await self._mark(uid)
+        if mark.machine is not None and mark.machine.graphics is None:
+            raise Unsupported(f"screenshot of {mark.namespace}/{mark.name}: the machine has no display", "graphics")
+        return await self._connection.call("screenshot", mark.name, lambda c: read_screen(c, _lookup(c, uid)))
+
+    async def statistics(self, uid: str) -> dict[str, float]:
+        mark = await self._mark(uid)
+        return await self._connection.call("statistics", mark.name, lambda c: read_statistics(c, _lookup(c, uid)))
+
+
+def _subject(machine: Machine) -> str:
+    return f"{machine.namespace}/{machine.name}"
+
+
+def _lookup(connection: libvirt.virConnect, uid: str) -> libvirt.virDomain:
+    return connection.lookupByUUIDString(uid)
+
+
+def _inactive_xml(domain: libvirt.virDomain) -> str:
+    return str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+
+def _emulation_detail(machine: Machine | None) -> str:
+    """What software emulation changed, for status; empty under KVM."""
+    if machine is None or not machine.software_emulation:
+        return ""
+    if machine.cpu.mode in ("host-model", "host-passthrough"):
+        return f"software emulation; CPU mode {machine.cpu.mode} runs as the best emulated CPU"
+    return "software emulation"
+
+
+def _define(connection: libvirt.virConnect, machine: Machine) -> _Known:
+    """In a pool thread: define, refusing what this libvirt cannot do, and foreign or running domains."""
+    refused = capability_documents.unsupported_field(machine, connection.getLibVersion())
+    if refused is not None:
+        raise Unsupported(f"define of {_subject(machine)}: {refused[0]}: {refused[1]}", refused[0])
+    try:
+        domain = _lookup(connection, machine.uid)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+    else:
+        if mark_from_xml(_inactive_xml(domain)) is None:
+            raise Failed(f"define of {_subject(machine)}: a domain that is not ours has the uuid {machine.uid}")
+        if domain.isActive():
+            raise Busy(f"define of {_subject(machine)}: the machine is running")
+    domain = connection.defineXML(domain_xml(machine))
+    mark = Mark(machine.uid, machine.namespace, machine.name, fingerprint(machine), machine)
+    return _Known(mark, definition_digest(_inactive_xml(domain)))
+
+
+def _undefine(connection: libvirt.virConnect, uid: str) -> None:
+    domain = _lookup(connection, uid)
+    if domain.isActive():
+        raise Busy(f"undefine of {domain.name()}: the machine is running")
+    domain.undefineFlags(_UNDEFINE_FLAGS)
+
+
+def is_running(observed: Observed) -> bool:
+    """Whether a process stands behind the machine."""
+    return observed.state in (State.RUNNING, State.PAUSED, State.STOPPING)
