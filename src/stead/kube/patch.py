@@ -1,13 +1,14 @@
 """Patches: JSON patch (RFC 6902), merge patch (RFC 7386) and strategic merge patch.
 
-The server turns a PATCH body into a new object here, then treats it like an update. Nothing is changed in place: results
-share untouched parts with the original. Stateless; safe from any thread. Limits, refusals and oddities (a `replace` of a
-missing map key adds it, `test` of a missing path against null passes, merged list items come before those that only the
-server has) are those recorded from kube-apiserver 1.36.
+The server turns a PATCH body into a new object here, then treats it like an update. Nothing is changed in place:
+results share untouched parts with the original. Stateless; safe from any thread. Limits, refusals and oddities (a
+`replace` of a missing map key adds it, `test` of a missing path against null passes, an index of -1 is the last item,
+merged list items come before those that only the server has) are those recorded from kube-apiserver 1.36.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from stead.kube.encoding import DecodeError, decode_json
@@ -100,12 +101,12 @@ def _pointer(text: Any) -> tuple[str, ...]:
 
 
 def _index(part: str, length: int) -> int:
-    if not part.isascii() or not part.isdigit() or (part[0] == "0" and part != "0") or len(part) > 9:
+    if not re.fullmatch(r"-?[0-9]{1,9}", part):
         raise _rejected()
     index = int(part)
-    if index >= length:
+    if not -length <= index < length:
         raise _rejected()
-    return index
+    return index % length
 
 
 def _get(obj: Any, path: tuple[str, ...], *, missing_is_null: bool = False) -> Any:
@@ -339,7 +340,7 @@ def _key_of(item: Any, key: str) -> Any:
 
 
 def _by_patch_order(identities: list[Any], patch_order: list[Any], server_order: list[Any]) -> list[Any]:
-    """Patch items in patch order merged with server-only items, which keep their place relative to known patch items."""
+    """Patch items in patch order, merged with server-only items that keep their place relative to known ones."""
     rank = {identity: index for index, identity in enumerate(server_order)}
     left = [i for i in patch_order if i in identities]
     right = [i for i in server_order if i in identities and i not in set(patch_order)]
