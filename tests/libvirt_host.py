@@ -72,11 +72,21 @@ class LibvirtHost:
         await self.start_libvirtd()
 
     async def _hide_kvm(self) -> None:
-        """Where a /dev/kvm exists that cannot run guests, libvirt probes QEMU anew on each start (4 s). Tests are emulated."""
-        if Path("/dev/kvm").exists():
-            cover = self.root / "no-kvm"
-            cover.touch(0o000)
-            await self.run("mount", "--bind", str(cover), "/dev/kvm")
+        """Where a /dev/kvm exists that cannot run guests, libvirt probes QEMU anew on each start (4 s): tests are emulated
+        anyway, and see a /dev of their own without it. (A cover mounted on the node would break libvirt's own /dev.)
+        """
+        if not Path("/dev/kvm").exists():
+            return
+        private = self.root / "dev"
+        private.mkdir()
+        await self.run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(private))
+        nodes = [str(path) for path in sorted(Path("/dev").iterdir()) if path.name != "kvm" and not path.is_dir()]
+        await self.run("cp", "-a", *nodes, str(private))
+        for folder in ("net", "pts", "shm"):
+            if Path("/dev", folder).is_dir():
+                await self.run("mkdir", str(private / folder))
+                await self.run("mount", "--rbind", f"/dev/{folder}", str(private / folder))
+        await self.run("mount", "--rbind", str(private), "/dev")
 
     def _write_configuration(self) -> None:
         libvirtd = (

@@ -45,7 +45,6 @@ from stead.hypervisor.libvirt.statistics import read_statistics
 from stead.hypervisor.libvirt.xml import (
     Mark,
     definition_digest,
-    domain_name,
     domain_xml,
     fingerprint,
     mark_from_element,
@@ -83,6 +82,7 @@ class LibvirtHypervisor:
         self._subscribers = Subscribers()
         self._known: dict[str, _Known] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._starting: set[str] = set()
         self._checks: set[asyncio.Task[None]] = set()
         self._capabilities: Capabilities | None = None
 
@@ -159,10 +159,17 @@ class LibvirtHypervisor:
             known = self._known.get(uid)
             if event == libvirt.VIR_DOMAIN_EVENT_STARTED and known is not None and known.mark.machine is not None:
                 self._spawn(self._confine(known.mark.machine))
+            if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+                process.release_limit(uid)
 
     async def _confine(self, machine: Machine) -> None:
-        """Limits of a machine that somebody started, whether through us or by virsh."""
-        await asyncio.to_thread(lambda: process.confine(machine, process.find_pid(machine.uid, domain_name(machine))))
+        """Limits of a machine that somebody started by virsh: `start` itself sets them before it returns."""
+        if machine.uid in self._starting:
+            return
+        with contextlib.suppress(NotFound, Failed, Busy, Unsupported):
+            await self._connection.call(
+                "limit", _subject(machine), lambda c: _confine(_lookup(c, machine.uid), machine)
+            )
 
     async def _check_definition(self, uid: str) -> None:
         """Somebody defined a domain: if it is ours and not what we defined, say so."""
@@ -294,12 +301,13 @@ class LibvirtHypervisor:
                 if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID and mark.machine is not None:
                     process.remove_sockets(mark.machine)
                 raise
-            pid = process.find_pid(uid, domain.name())
-            if mark.machine is not None:
-                process.confine(mark.machine, pid)
-            return pid
+            return _confine(domain, mark.machine)
 
-        pid = await self._connection.call("start", f"{mark.namespace}/{mark.name}", start, START_SECONDS)
+        self._starting.add(uid)
+        try:
+            pid = await self._connection.call("start", f"{mark.namespace}/{mark.name}", start, START_SECONDS)
+        finally:
+            self._starting.discard(uid)
         if (known := self._known.get(uid)) is not None:
             known.pid = pid
 
@@ -440,6 +448,17 @@ def _define(connection: libvirt.virConnect, machine: Machine) -> _Known:
     domain = connection.defineXML(domain_xml(machine))
     mark = Mark(machine.uid, machine.namespace, machine.name, fingerprint(machine), machine)
     return _Known(mark, definition_digest(_inactive_xml(domain)))
+
+
+def _confine(domain: libvirt.virDomain, machine: Machine | None) -> int:
+    """In a pool thread, after a start: what the definition cannot say. Returns QEMU's pid."""
+    pid = process.find_pid(domain.UUIDString(), domain.name())
+    if machine is not None:
+        process.confine(machine, pid)
+        if machine.isolation.memory_limit:
+            limit = {"hard_limit": machine.isolation.memory_limit // 1024}
+            domain.setMemoryParameters(limit, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    return pid
 
 
 def _undefine(connection: libvirt.virConnect, uid: str) -> None:

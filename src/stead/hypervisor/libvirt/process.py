@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 from pathlib import Path
@@ -17,6 +18,8 @@ from stead.hypervisor.contract import Machine
 
 PID_DIRECTORY = Path("/run/libvirt/qemu")
 _SOCKET_MODE = 0o600
+_PIDS_V1 = Path("/sys/fs/cgroup/pids")
+_PIDS_PARENT = "stead"
 
 
 def find_pid(uid: str, domain: str, known: int = 0) -> int:
@@ -44,19 +47,53 @@ def _is_machine(pid: int, uid: str) -> bool:
 
 
 def confine(machine: Machine, pid: int) -> None:
-    """What libvirt does not do after a start: sockets for their owner only, and a limit of tasks.
-
-    The limit is RLIMIT_NPROC, which counts the tasks of a uid: each machine has a uid of its own, so it bounds the
-    machine. Set on the process from outside, it cannot be raised again by it.
-    """
+    """What libvirt does not do after a start: sockets for their owner only, and a limit of tasks."""
     sockets = [machine.serial_socket, machine.graphics.vnc_socket if machine.graphics else ""]
     for path in filter(None, sockets):
         with contextlib.suppress(FileNotFoundError):
             os.chmod(path, _SOCKET_MODE)
-    limit = machine.isolation.pids_limit
-    if limit and pid and machine.isolation.uid:
-        with contextlib.suppress(ProcessLookupError):
-            resource.prlimit(pid, resource.RLIMIT_NPROC, (limit, limit))
+    if machine.isolation.pids_limit and pid:
+        limit_tasks(machine.uid, machine.isolation.pids_limit, pid)
+
+
+def limit_tasks(uid: str, limit: int, pid: int) -> str:
+    """Bound the tasks of a machine; returns what holds the bound, or an empty string when nothing could.
+
+    By the pids controller: that of the machine's own cgroup (version 2), or a cgroup made for it (version 1, where
+    libvirt makes none). Else by RLIMIT_NPROC, which counts the tasks of a uid, and a machine has a uid of its own.
+    """
+    path = _unified_limit(pid)
+    if path is None and (_PIDS_V1 / "cgroup.procs").exists():
+        folder = _PIDS_V1 / _PIDS_PARENT / uid
+        path = folder / "pids.max"
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.write_text(str(limit))
+            if _PIDS_V1 in path.parents:
+                (path.parent / "cgroup.procs").write_text(str(pid))
+            return str(path)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        resource.prlimit(pid, resource.RLIMIT_NPROC, (limit, limit))
+        return "RLIMIT_NPROC"
+    return ""
+
+
+def _unified_limit(pid: int) -> Path | None:
+    """`pids.max` of the machine's scope under cgroup version 2: the ancestor that libvirt named after the machine."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^0::(/.*/[^/]*qemu[^/]*)(?:/(?:libvirt|emulator|vcpu).*)?$", Path(f"/proc/{pid}/cgroup").read_text(), re.M)
+        if found is not None:
+            path = Path("/sys/fs/cgroup") / found.group(1).lstrip("/") / "pids.max"
+            return path if path.exists() else None
+    return None
+
+
+def release_limit(uid: str) -> None:
+    """Remove the cgroup that `limit_tasks` made; nothing when there is none or a process is still in it."""
+    with contextlib.suppress(OSError):
+        (_PIDS_V1 / _PIDS_PARENT / uid).rmdir()
 
 
 def remove_sockets(machine: Machine) -> None:

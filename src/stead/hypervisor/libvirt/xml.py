@@ -153,6 +153,9 @@ def _add_vcpus(domain: ET.Element, machine: Machine) -> None:
 
 
 def _add_tuning(domain: ET.Element, machine: Machine) -> None:
+    """The memory limit is not here but set after the start (`driver.py`): as a `<memtune>` it would also allow QEMU to
+    lock that much memory, which no machine needs and a libvirtd without CAP_SYS_RESOURCE cannot grant.
+    """
     isolation, cpu = machine.isolation, machine.cpu
     if isolation.cpu_shares or cpu.dedicated or cpu.emulator_cpus:
         tune = ET.SubElement(domain, "cputune")
@@ -162,9 +165,6 @@ def _add_tuning(domain: ET.Element, machine: Machine) -> None:
             ET.SubElement(tune, "vcpupin", vcpu=str(index), cpuset=str(host_cpu))
         if cpu.emulator_cpus:
             ET.SubElement(tune, "emulatorpin", cpuset=",".join(str(cpu) for cpu in cpu.emulator_cpus))
-    if isolation.memory_limit:
-        tune = ET.SubElement(domain, "memtune")
-        _text(tune, "hard_limit", str(isolation.memory_limit), unit="b")
     if isolation.cgroup_parent:
         resource = ET.SubElement(domain, "resource")
         _text(resource, "partition", isolation.cgroup_parent)
