@@ -1,0 +1,240 @@
+"""`stead up|down|plane|agent|status|kubeconfig|next|uninstall`: Stead on this host.
+
+These read the settings, not a kubeconfig, since they make it. `status` answers for what it can see at once, and with
+`--wait` returns when everything is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+import click
+
+from stead import installation, supervise
+from stead.cli import output
+from stead.cli.session import Options, Session, command
+from stead.client.contract import Selection
+from stead.client.kubeconfig import load
+from stead.client.remote import RemoteClient
+from stead.config import ConfigError, Settings
+from stead.kinds import register
+from stead.kube.errors import ApiError
+
+
+def _options() -> Options:
+    found = click.get_current_context().find_object(Options)
+    return found or Options(None, "", "", None)
+
+
+def _need_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise click.ClickException(f"{what} needs root: sudo stead {what}")
+
+
+@click.command()
+@click.option("--detach", is_flag=True, help="Go to the background; the log is <state_dir>/log/stead.log.")
+def up(detach: bool) -> None:
+    """Run Stead on this host: the plane (unprivileged) and the agent (root), kept running."""
+    _need_root("up")
+    options = _options()
+    settings = options.settings()
+    config = options.config.resolve() if options.config else None
+    try:
+        if not detach:
+            supervise.up(settings, config)
+            return
+        pid = installation.running_pid(settings, "up")
+        if pid:
+            click.echo(f"Stead runs already (pid {pid}).")
+            return
+        pid = supervise.detach(settings, config)
+        click.echo(f"Stead starts (pid {pid}); log: {settings.state_dir / 'log' / 'stead.log'}")
+    except (ConfigError, installation.AlreadyRunning) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.command()
+@click.option("--timeout", default=30, show_default=True, help="Seconds to wait for the end.")
+def down(timeout: int) -> None:
+    """Stop Stead on this host. Machines go on running."""
+    _need_root("down")
+    settings = _options().settings()
+    pid = installation.running_pid(settings, "up")
+    if not pid:
+        click.echo("Stead does not run here.")
+        return
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout
+    while installation.running_pid(settings, "up"):
+        if time.monotonic() > deadline:
+            raise click.ClickException(f"Stead (pid {pid}) did not stop within {timeout} s")
+        time.sleep(0.1)
+    click.echo("Stopped. Machines go on running.")
+
+
+@click.command()
+def plane() -> None:
+    """Run the plane alone: API server, store and controllers."""
+    from stead import run
+
+    run.main_plane(_options().settings())
+
+
+@click.command()
+def agent() -> None:
+    """Run the agent alone: the machines of this host."""
+    _need_root("agent")
+    from stead import run
+
+    run.main_agent(_options().settings())
+
+
+async def _state(settings: Settings) -> dict[str, Any]:
+    """What runs, as one object for people and programs."""
+    state: dict[str, Any] = {
+        "instance": settings.instance,
+        "url": settings.url,
+        "processes": {name: installation.running_pid(settings, name) for name in ("up", "plane", "agent")},
+        "ready": False,
+        "hosts": [],
+        "machines": {},
+        "message": "",
+    }
+    path = installation.Files.of(settings).admin_kubeconfig
+    if not os.access(path, os.R_OK):
+        state["message"] = f"{path} cannot be read: run as root, or `stead up` has not run yet"
+        return state
+    client = RemoteClient(load(path))
+    try:
+        async with asyncio.timeout(10):
+            await client.request_text("GET", "/readyz")
+            nodes = (await client.list(register.NODE)).items
+            machines = (await client.list(register.VIRTUAL_MACHINE)).items
+        for node in nodes:
+            ready = next((c for c in node["status"].get("conditions", []) if c["type"] == "Ready"), {})
+            state["hosts"].append({"name": node["metadata"]["name"], "ready": ready.get("status") == "True",
+                                   "message": ready.get("message", "")})  # fmt: skip
+        for machine in machines:
+            status = machine.get("status", {}).get("printableStatus", "Unknown")
+            state["machines"][status] = state["machines"].get(status, 0) + 1
+        mine = [host for host in state["hosts"] if host["name"] == settings.host]
+        state["ready"] = bool(mine and mine[0]["ready"])
+        if not state["ready"]:
+            state["message"] = f"host {settings.host} is not ready yet"
+    except (ApiError, OSError, TimeoutError, RuntimeError) as error:
+        state["message"] = f"the API does not answer: {error or type(error).__name__}"
+    except Exception as error:  # aiohttp's family has no common base with OSError
+        state["message"] = f"the API does not answer: {error}"
+    finally:
+        await client.close()
+    return state
+
+
+@click.command()
+@click.option("--wait", "seconds", default=0, help="Return when all is ready, or fail after so many seconds.")
+@click.option("-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table")
+def status(seconds: int, form: str) -> None:
+    """Whether Stead runs here, and what it runs. Exit code 1 when it is not ready."""
+    settings = _options().settings()
+    deadline = time.monotonic() + seconds
+    state = asyncio.run(_state(settings))
+    with output.Progress("Stead") as progress:
+        while not state["ready"] and time.monotonic() < deadline:
+            progress.show(state["message"] or "starting")
+            time.sleep(0.3)
+            state = asyncio.run(_state(settings))
+    if form != "table":
+        click.echo(output.dump(state, form))
+    else:
+        click.echo(f"API:       {state['url']}  {'ready' if state['ready'] else 'not ready'}")
+        pids = ", ".join(f"{name} {pid or '-'}" for name, pid in state["processes"].items())
+        click.echo(f"Processes: {pids}")
+        hosts = ", ".join(f"{host['name']} {'Ready' if host['ready'] else 'NotReady'}" for host in state["hosts"])
+        click.echo(f"Hosts:     {hosts or '-'}")
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(state["machines"].items()))
+        click.echo(f"Machines:  {counts or 'none'}")
+        if state["message"]:
+            click.echo(f"           {state['message']}")
+    if not state["ready"]:
+        raise SystemExit(1)
+
+
+@click.command()
+def kubeconfig() -> None:
+    """Print the administrator's kubeconfig: stead kubeconfig > ~/.kube/config"""
+    path = installation.Files.of(_options().settings()).admin_kubeconfig
+    try:
+        click.echo(path.read_text(encoding="utf-8"), nl=False)
+    except FileNotFoundError as error:
+        raise click.ClickException(f"{path} does not exist: `stead up` makes it") from error
+    except PermissionError as error:
+        raise click.ClickException(f"{path} is the administrator's: run as root") from error
+
+
+@click.command("next")
+@click.argument("name")
+@command
+async def next_steps(session: Session, name: str) -> None:
+    """What to type next, with machine NAME."""
+    instance = await session.instance_or_none(name) or {}
+    interfaces = instance.get("status", {}).get("interfaces") or [{}]
+    click.echo(f"Machine {name} runs; its address is {interfaces[0].get('ipAddress', 'not known yet')}. Next:")
+    for line, what in (
+        (f"stead console {name}", "its serial console (Ctrl-] leaves)"),
+        (f"stead ssh debian@{name}", "log in, once its cloud-init carries your key"),
+        (f"stead info {name}", "size, disks, addresses, conditions"),
+        ("export KUBECONFIG=/var/lib/stead/admin.kubeconfig", "then:"),
+        ("kubectl get vm,vmi,dv", "the same objects, by kubectl"),
+        (f"virtctl restart {name}", "and by KubeVirt's own command"),
+        ("stead create --help", "the next machine, with virt-install's options"),
+        ("sudo ./quickstart --remove", "undo everything"),
+    ):
+        click.echo(f"  {line:<52} {what}")
+
+
+@click.command()
+@click.option("--delete-machines-and-disks", is_flag=True, help="Also delete every machine and volume, after listing.")
+@command
+async def uninstall(session: Session, delete_machines_and_disks: bool) -> None:
+    """Stop Stead on this host and undo its bridge, rules and state. Refused while machines or volumes exist."""
+    _need_root("uninstall")
+    from stead import run
+
+    machines = (await session.client.list(register.VIRTUAL_MACHINE)).items
+    machines += (await session.client.list(register.VIRTUAL_MACHINE_INSTANCE)).items
+    volumes = (await session.client.list(register.PERSISTENT_VOLUME_CLAIM, Selection())).items
+    for item in (*machines, *volumes):
+        click.echo(f"{item['kind']} {item['metadata']['namespace']}/{item['metadata']['name']}")
+    if (machines or volumes) and not delete_machines_and_disks:
+        raise click.ClickException(
+            f"{len(machines)} machines and {len(volumes)} volumes exist; "
+            "delete them first, or add --delete-machines-and-disks"
+        )
+    with output.Progress("removing") as progress:
+        for resource in (
+            register.VIRTUAL_MACHINE, register.VIRTUAL_MACHINE_INSTANCE, register.DATA_IMPORT_CRON,
+            register.DATA_VOLUME, register.PERSISTENT_VOLUME_CLAIM, register.PERSISTENT_VOLUME,
+        ):  # fmt: skip
+            for item in (await session.client.list(resource)).items:
+                meta = item["metadata"]
+                namespace = meta.get("namespace")
+                progress.show(f"{resource.singular} {meta['name']}")
+                try:
+                    await session.client.delete(resource, namespace, meta["name"])
+                except ApiError as error:
+                    if error.reason != "NotFound":
+                        raise
+                await session.until_gone(resource, namespace, meta["name"], 120, progress)
+    settings = session.settings
+    pid = installation.running_pid(settings, "up")
+    if pid:
+        os.kill(pid, signal.SIGTERM)
+        async with asyncio.timeout(30):
+            while installation.running_pid(settings, "up"):
+                await asyncio.sleep(0.1)
+    await run.remove(settings)
+    click.echo("Stead's processes, bridge, rules and state are gone from this host.")

@@ -1,0 +1,199 @@
+"""An installation on a host: its directories, accounts, certificates and the administrator's kubeconfig.
+
+Called by `stead up`, `plane`, `agent` and `uninstall` before anything listens. `prepare` is idempotent and renews
+certificates that are due; running processes pick renewed files up by themselves. Only this module decides who owns
+which directory: the plane's state belongs to the unprivileged account, the agent's to root, what clients need is
+readable.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import os
+import pwd
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from stead import pki
+from stead.config import ConfigError, Settings
+
+#: Common name that agents accept, and no other.
+PLANE_USER = "stead-plane"
+
+
+class Files(msgspec.Struct, frozen=True):
+    """Where the keys of an installation lie."""
+
+    authority: pki.Pair
+    ca: Path  # certificate only, readable by everybody
+    api: pki.Pair  # serving certificate of the API
+    plane: pki.Pair  # the plane's client certificate towards agents
+    agent: pki.Pair  # the host's certificate: client of the API, server of streams
+    token_key: Path
+    admin_kubeconfig: Path
+
+    @classmethod
+    def of(cls, settings: Settings) -> Files:
+        plane, agent = settings.plane_dir / "pki", settings.agent_dir / "pki"
+        return cls(
+            authority=pki.Pair(plane / "ca.crt", plane / "ca.key"),
+            ca=settings.state_dir / "ca.crt",
+            api=pki.Pair(plane / "api.crt", plane / "api.key"),
+            plane=pki.Pair(plane / "plane.crt", plane / "plane.key"),
+            agent=pki.Pair(agent / "host.crt", agent / "host.key"),
+            token_key=plane / "token.key",
+            admin_kubeconfig=settings.state_dir / "admin.kubeconfig",
+        )
+
+
+def account(settings: Settings) -> pwd.struct_passwd | None:
+    """The account that the plane runs as; None = the one that starts it. Raises ConfigError when it does not exist."""
+    if not settings.user or os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam(settings.user)
+    except KeyError as error:
+        raise ConfigError(
+            f"the account {settings.user!r} of the plane does not exist; "
+            f"make it with `useradd --system --shell /usr/sbin/nologin {settings.user}` or set `user`"
+        ) from error
+
+
+def _directory(path: Path, mode: int, owner: pwd.struct_passwd | None) -> None:
+    """Make one directory of ours, never through a symlink, with the given mode and owner (root when None)."""
+    path.mkdir(parents=True, exist_ok=True, mode=mode)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(descriptor, mode)
+        if os.geteuid() == 0:
+            os.fchown(descriptor, owner.pw_uid if owner else 0, owner.pw_gid if owner else 0)
+    finally:
+        os.close(descriptor)
+
+
+def _api_names(settings: Settings) -> tuple[str, ...]:
+    """Names and addresses that the API's certificate must carry."""
+    names = ["127.0.0.1", "localhost", settings.host, "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
+    if settings.listen_address not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+        names.append(settings.listen_address)
+    else:
+        with contextlib.suppress(OSError):
+            names += [str(found[4][0]) for found in socket.getaddrinfo(settings.host, None, socket.AF_INET)]
+    return tuple(dict.fromkeys([*names, *settings.listen_names]))
+
+
+def prepare(settings: Settings) -> Files:
+    """Make what is missing, renew what is due, and return where everything lies. Root, or the plane's own account."""
+    owner = account(settings)
+    files = Files.of(settings)
+    _directory(settings.state_dir, 0o755, None)
+    _directory(settings.run_dir, 0o755, None)
+    _directory(settings.plane_dir, 0o700, owner)
+    _directory(settings.plane_dir / "pki", 0o700, owner)
+    _directory(settings.agent_dir, 0o700, None)
+    _directory(settings.agent_dir / "pki", 0o700, None)
+    _directory(settings.state_dir / "pools", 0o711, None)
+    _directory(settings.state_dir / "log", 0o750, None)
+    authority = pki.ensure_authority(settings.plane_dir / "pki", "stead")
+    pki.ensure_key(files.token_key)
+    pki.ensure_certificate(authority, files.api, pki.Identity("stead-api", names=_api_names(settings)))
+    pki.ensure_certificate(authority, files.plane, pki.Identity(PLANE_USER))
+    agent_names = (settings.host, settings.agent_address)
+    pki.ensure_certificate(
+        authority, files.agent, pki.Identity(f"system:node:{settings.host}", ("system:nodes",), agent_names)
+    )
+    if owner is not None:
+        for path in (settings.plane_dir / "pki").iterdir():
+            os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
+    ca = authority.certificate.read_bytes()
+    if not files.ca.exists() or files.ca.read_bytes() != ca:
+        pki.write_private(files.ca, ca, 0o644)
+    _ensure_admin(settings, files, authority)
+    return files
+
+
+def _ensure_admin(settings: Settings, files: Files, authority: pki.Pair) -> None:
+    """The administrator's kubeconfig: certificate and key inside, written anew when due or when the URL changed."""
+    identity = pki.Identity("stead-admin", ("system:masters",))
+    kept = files.admin_kubeconfig
+    copy = kept.with_name("admin.crt")
+    if kept.exists() and not pki.is_due(copy, identity) and settings.url in kept.read_text(encoding="utf-8"):
+        return
+    certificate, key = pki.issue_pair(authority, identity)
+    pki.write_private(kept, kubeconfig(settings, files.ca.read_bytes(), certificate, key).encode())
+    pki.write_private(copy, certificate, 0o644)
+
+
+def kubeconfig(settings: Settings, ca: bytes, certificate: bytes, key: bytes) -> str:
+    """A kubeconfig (YAML) that carries everything inside itself."""
+
+    def packed(data: bytes) -> str:
+        return base64.b64encode(data).decode()
+
+    name = settings.instance
+    return str(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": name,
+                "clusters": [
+                    {"name": name, "cluster": {"server": settings.url, "certificate-authority-data": packed(ca)}}
+                ],
+                "users": [
+                    {
+                        "name": f"{name}-admin",
+                        "user": {"client-certificate-data": packed(certificate), "client-key-data": packed(key)},
+                    }
+                ],
+                "contexts": [{"name": name, "context": {"cluster": name, "user": f"{name}-admin"}}],
+            },
+            sort_keys=False,
+        )
+    )
+
+
+class AlreadyRunning(Exception):
+    """Another process holds the lock; `pid` is what it wrote into it."""
+
+    def __init__(self, what: str, pid: int) -> None:
+        super().__init__(f"{what} runs already (pid {pid})")
+        self.pid = pid
+
+
+@contextlib.contextmanager
+def running(settings: Settings, what: str) -> Iterator[None]:
+    """Hold the lock of one of our processes (`up`, `plane`, `agent`) while inside. Raises AlreadyRunning."""
+    descriptor = os.open(settings.run_dir / f"{what}.pid", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise AlreadyRunning(what, int(os.read(descriptor, 20) or b"0")) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def running_pid(settings: Settings, what: str) -> int:
+    """Pid of that process of ours, or 0 when it does not run (a stale file says nothing: the lock does)."""
+    try:
+        descriptor = os.open(settings.run_dir / f"{what}.pid", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return int(os.read(descriptor, 20) or b"0")
+    else:
+        return 0
+    finally:
+        os.close(descriptor)
