@@ -1,9 +1,10 @@
 """How an instancetype and a preference become part of a machine: pure, JSON in and JSON out.
 
 The VM controller calls `complete_devices` and `apply` when it makes an instance, admission calls them to find
-conflicts, and the server for `expand-spec`. An instancetype decides: a field that it sets must not be set by the machine,
-or there is a conflict. A preference only fills what the machine leaves open. Inputs are never changed; results share
-nothing with them. Field paths and texts are those of KubeVirt 1.8 (recorded cases `vm-instancetype-*`, `vm-requirements-*`).
+conflicts, and the server for `expand-spec`. An instancetype decides: a field that it sets must not be set by the
+machine, or there is a conflict. A preference only fills what the machine leaves open. Inputs are never changed; results
+share nothing with them. Field paths and texts are those of KubeVirt 1.8 (recorded cases `vm-instancetype-*`,
+`vm-requirements-*`).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def apply(
 
 
 def _own(value: Any) -> Any:
-    """A copy of a JSON value in which nothing occurs twice (`deepcopy` would keep one preference in two disks shared)."""
+    """A copy of a JSON value in which nothing occurs twice; `deepcopy` would keep shared what two disks share."""
     if isinstance(value, dict):
         return {key: _own(item) for key, item in value.items()}
     return [_own(item) for item in value] if isinstance(value, list) else value

@@ -1,8 +1,8 @@
 """The sizes and operating-system defaults that Stead ships: 65 cluster instancetypes and 57 cluster preferences.
 
 Installed by `stead up` when the KubeVirt object asks for them (the default). The data lies in `data/*.json`, one
-object a line; names, specs and labels are those of the common-instancetypes project, so that manifests that name them work here.
-Pure; every call returns fresh objects.
+object a line; names, specs and labels are those of the common-instancetypes project, so that manifests that name them
+work here. Pure; every call returns fresh objects.
 """
 
 from __future__ import annotations
