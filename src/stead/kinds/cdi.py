@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from msgspec import field
 
 from stead.kinds.core import LocalObjectReference, ResourceRequirements, TypedLocalObjectReference, TypedObjectReference
-from stead.kinds.meta import ATOMIC, Duration, Int32, KubernetesObject, LabelSelector, Model, Time, described
+from stead.kinds.meta import ATOMIC, Duration, Int32, KubernetesObject, LabelSelector, Model, Time, described, one_of
 from stead.kinds.scheduling import Affinity, Toleration
 from stead.kinds.storage import PersistentVolumeClaimSpec, VolumeResourceRequirements
 
@@ -27,7 +27,9 @@ class DataVolumeSpec(Model, kw_only=True):
 
     checkpoints: list[DataVolumeCheckpoint] | None = None
     content_type: Annotated[
-        Literal["kubevirt", "archive"] | None, described("kubevirt (a disk image, the default) or archive (a tar file)")
+        str | None,
+        described("kubevirt (a disk image, the default) or archive (a tar file)"),
+        one_of("kubevirt", "archive"),
     ] = None
     final_checkpoint: bool | None = None
     preallocation: Annotated[bool | None, described("allocates all space at once")] = None

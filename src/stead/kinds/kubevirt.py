@@ -24,6 +24,7 @@ from stead.kinds.meta import (
     Quantity,
     described,
     keyed_by,
+    one_of,
     stored_default,
 )
 from stead.kinds.scheduling import Affinity, Toleration
@@ -146,7 +147,7 @@ class KubeVirtConfiguration(Model, kw_only=True):
     virtual_machine_instances_per_node: Int32 | None = None
     virtual_machine_options: VirtualMachineOptions | None = None
     vm_rollout_strategy: Annotated[
-        Literal["Stage", "LiveUpdate"] | None, described("LiveUpdate (the default) or Stage"), NULLABLE
+        str | None, described("LiveUpdate (the default) or Stage"), one_of("Stage", "LiveUpdate"), NULLABLE
     ] = None
     vm_state_storage_class: str | None = None
     webhook_configuration: ReloadableComponentConfiguration | None = None
@@ -318,15 +319,16 @@ class LogVerbosity(Model, kw_only=True):
 class HypervisorConfiguration(Model, kw_only=True):
     """A hypervisor that may be used."""
 
-    name: Literal["kvm", "hyperv-direct"] | None = None
+    name: Annotated[str | None, one_of("kvm", "hyperv-direct")] = None
 
 
 class InstancetypeConfiguration(Model, kw_only=True):
     """How machines refer to instancetypes."""
 
     reference_policy: Annotated[
-        Literal["reference", "expand", "expandAll"] | None,
+        str | None,
         described("reference (the default), expand or expandAll"),
+        one_of("reference", "expand", "expandAll"),
         NULLABLE,
     ] = None
 

@@ -60,6 +60,11 @@ def stored_default(value: bool | str) -> Meta:
     return Meta(extra_json_schema={"default": value})
 
 
+def one_of(*values: str) -> Meta:
+    """The allowed texts, in the order in which a refusal lists them (a Literal's are sorted)."""
+    return Meta(extra_json_schema={"enum": list(values)})
+
+
 def keyed_by(*keys: str) -> Meta:
     """A list whose items are told apart by these fields, and merged one by one in server-side apply."""
     return Meta(extra_json_schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)})
