@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import field
+from msgspec import Meta, field
 
 from stead.kinds.core import LocalObjectReference, ResourceRequirements, TypedLocalObjectReference, TypedObjectReference
-from stead.kinds.meta import ATOMIC, Duration, Int32, KubernetesObject, LabelSelector, Model, Time, described, one_of
+from stead.kinds.meta import (
+    ATOMIC,
+    Duration,
+    Int32,
+    KubernetesObject,
+    LabelSelector,
+    Model,
+    Time,
+    described,
+    one_of,
+    rule,
+)
 from stead.kinds.scheduling import Affinity, Toleration
 from stead.kinds.storage import PersistentVolumeClaimSpec, VolumeResourceRequirements
 
@@ -256,6 +267,7 @@ class DataImportCronSpec(Model, kw_only=True):
     schedule: Annotated[str, described("cron text in UTC; empty never polls")]
     template: DataVolume
     garbage_collect: Annotated[str | None, described("Outdated (the default) or Never")] = None
+    created_by: Annotated[str | None, described("who created it, as JSON; written by the server")] = None
     imports_to_keep: Annotated[Int32 | None, described("3 when absent")] = None
     retention_policy: Annotated[
         str | None, described("whether imports outlive this object: All (the default) or None")
@@ -302,7 +314,7 @@ class StorageProfile(KubernetesObject, kw_only=True):
 class StorageProfileSpec(Model, kw_only=True):
     """What an administrator knows better than the built-in table."""
 
-    claim_property_sets: list[ClaimPropertySet] | None = None
+    claim_property_sets: Annotated[list[ClaimPropertySet], Meta(max_length=8)] | None = None
     clone_strategy: str | None = None
     data_import_cron_source_format: str | None = None
     snapshot_class: str | None = None
@@ -323,7 +335,13 @@ class StorageProfileStatus(Model, kw_only=True):
 class ClaimPropertySet(Model, kw_only=True):
     """Access modes and volume mode that go together."""
 
-    access_modes: list[str]
+    access_modes: Annotated[
+        Annotated[list[str], Meta(max_length=4)],
+        rule(
+            "self.all(am, am in ['ReadWriteOnce', 'ReadOnlyMany', 'ReadWriteMany', 'ReadWriteOncePod'])",
+            "Illegal AccessMode",
+        ),
+    ]
     volume_mode: Literal["Block", "Filesystem"] | None = None
 
 

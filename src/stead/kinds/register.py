@@ -161,7 +161,6 @@ DATA_SOURCE = _custom(
     cdi.DataSource,
     short_names=("das",),
     categories=("all",),
-    status_subresource=True,
 )
 DATA_IMPORT_CRON = _custom(
     _CDI_GROUP,
@@ -171,7 +170,7 @@ DATA_IMPORT_CRON = _custom(
     cdi.DataImportCron,
     short_names=("dic", "dics"),
     categories=("all",),
-    status_subresource=True,
+    columns=(Column("Format", "string", ".status.sourceFormat"),),
 )
 STORAGE_PROFILE = _custom(
     _CDI_GROUP,
