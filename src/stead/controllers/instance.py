@@ -1,0 +1,283 @@
+"""The VirtualMachineInstance controller of rungs 1 and 2: from created to Scheduled, then the agent owns it.
+
+Started by `controllers.start`. Sole writer of an instance until `status.nodeName` is set, and of the annotation
+`volume.kubernetes.io/selected-node` on claims that wait for their first consumer (as kube-scheduler is on rung 3). One
+worker, so that two machines are never placed on the same free memory; what was decided and is not yet seen in the
+informer is kept in `_assumed`. In the normal case one patch takes an instance from Pending to Scheduled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from stead.client.informer import Key, key_of
+from stead.controllers import placement, volume_needs
+from stead.controllers.addresses import ANNOTATION as ADDRESSES_ANNOTATION
+from stead.controllers.addresses import Addresses, NoAddress
+from stead.controllers.conditions import (
+    condition,
+    find_condition,
+    has_finalizer,
+    is_deleting,
+    labels_of,
+    merge_conditions,
+    spec_of,
+    status_of,
+    text_from_time,
+)
+from stead.controllers.machine_build import INSTANCE_FINALIZER
+from stead.controllers.machine_status import is_final
+from stead.controllers.placement import Demand, Placement, Use
+from stead.controllers.runner import Controller, Source, World, own_key
+from stead.controllers.volume_needs import Need
+from stead.controllers.writes import annotation_steps, finalizer_steps, guarded_patch
+from stead.kinds.register import (
+    DATA_VOLUME,
+    NODE,
+    PERSISTENT_VOLUME,
+    PERSISTENT_VOLUME_CLAIM,
+    STORAGE_CLASS,
+    VIRTUAL_MACHINE_INSTANCE,
+)
+
+Object = dict[str, Any]
+
+NODE_LABEL = "kubevirt.io/nodeName"
+#: conditions that this controller sets; all are dropped or turned when the instance is handed to the agent
+_OURS = ("Provisioning", "DataVolumesReady", "PodScheduled", "Synchronized", "Ready")
+RETRY_UNSCHEDULABLE_SECONDS = 10.0
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be written: the phase to be in, conditions beside Ready, and the host once it is known."""
+
+    phase: str
+    conditions: tuple[Object, ...] = ()
+    host: str = ""
+    again: float | None = None
+
+
+def decide_waiting(needs: list[Need], namespace: str) -> Step | None:
+    """The step for volumes that cannot be used yet; None when all are ready (or wait only for a host)."""
+    absent = [n for n in needs if n.state == "absent"]
+    waiting = [n for n in needs if n.state == "wait"]
+    if absent:
+        names = ", ".join(f"{namespace}/{n.claim}" for n in absent)
+        text = f"PVC {names} does not exist, waiting for it to appear"
+        return Step(phase="Pending", conditions=(condition("Synchronized", "False", "FailedPvcNotFound", text),))
+    if not waiting:
+        return None
+    text = "; ".join(n.message for n in waiting)
+    found = [condition("Provisioning", "True", "VolumesNotReady", text)]
+    if any(n.of_data_volume for n in waiting):
+        found.append(condition("DataVolumesReady", "False", "NotAllDVsReady", text))
+    return Step(phase="Pending", conditions=tuple(found))
+
+
+def decide_placed(chosen: Placement, needs: list[Need]) -> Step:
+    """The step once placement was asked."""
+    if chosen.host is None:
+        found = condition("PodScheduled", "False", "Unschedulable", chosen.message())
+        return Step(phase="Scheduling", conditions=(found,), again=RETRY_UNSCHEDULABLE_SECONDS)
+    if any(n.state == "place" for n in needs):
+        text = "; ".join(f"claim {n.claim} is being made on {chosen.host}" for n in needs if n.state == "place")
+        return Step(phase="Pending", conditions=(condition("Provisioning", "True", "VolumesNotReady", text),))
+    ready: tuple[Object, ...] = ()
+    if any(n.of_data_volume for n in needs):
+        text = "All of the VMI's DVs are bound and ready"
+        ready = (condition("DataVolumesReady", "True", "AllDVsReady", text),)
+    return Step(phase="Scheduled", conditions=ready, host=chosen.host)
+
+
+def status_after(vmi: Object, step: Step, now: str) -> Object:
+    """The instance's whole status after a step. Phases passed over on the way get their timestamp too."""
+    status = dict(status_of(vmi))
+    stamps = list(status.get("phaseTransitionTimestamps") or ())
+    seen = {s.get("phase") for s in stamps}
+    order = ("Pending", "Scheduling", "Scheduled")
+    for passed in order[: order.index(step.phase) + 1]:
+        if passed not in seen:
+            stamps.append({"phase": passed, "phaseTransitionTimestamp": now})
+    status["phase"], status["phaseTransitionTimestamps"] = step.phase, stamps
+    ready = condition("Ready", "False", "GuestNotRunning", "Guest VM is not reported as running")
+    old = status.get("conditions") or ()
+    foreign = [{k: v for k, v in c.items() if k != "lastTransitionTime"} for c in old if c.get("type") not in _OURS]
+    status["conditions"] = merge_conditions(old, [ready, *step.conditions, *foreign], now)
+    if step.host:
+        status["nodeName"] = step.host
+    return status
+
+
+class Instances:
+    """The controller's hands."""
+
+    def __init__(
+        self, world: World, addresses: Addresses, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._world = world
+        self._client = world.client
+        self._addresses = addresses
+        self._clock = clock
+        of = world.informers.of
+        self._vmis = of(VIRTUAL_MACHINE_INSTANCE)
+        self._nodes = of(NODE)
+        self._claims = of(PERSISTENT_VOLUME_CLAIM)
+        self._volumes = of(PERSISTENT_VOLUME)
+        self._data_volumes = of(DATA_VOLUME)
+        self._classes = of(STORAGE_CLASS)
+        self._assumed: dict[str, tuple[str, Use]] = {}
+        self._vmis.add_index("claim", claims_used)
+        self._vmis.add_index("unplaced", lambda v: [] if status_of(v).get("nodeName") or is_final(v) else ["yes"])
+
+    def controller(self) -> Controller:
+        """The value that `run_controller` runs."""
+        sources = (
+            Source(self._vmis, own_key),
+            Source(self._claims, self._users),
+            Source(self._data_volumes, self._users),
+            Source(self._nodes, lambda _: [key_of(v) for v in self._vmis.by_index("unplaced", "yes")]),
+        )
+        return Controller("instance", self.reconcile, sources, workers=1)
+
+    def _users(self, obj: Object) -> list[Key]:
+        metadata = obj["metadata"]
+        return [key_of(v) for v in self._vmis.by_index("claim", f"{metadata['namespace']}/{metadata['name']}")]
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Take one instance nearer to Scheduled, or let a never-scheduled one go."""
+        vmi = self._vmis.get(*key)
+        if vmi is None:
+            return None
+        if is_deleting(vmi):
+            await self._let_go(vmi)
+            return None
+        if status_of(vmi).get("nodeName") or is_final(vmi):
+            self._assumed.pop(vmi["metadata"]["uid"], None)
+            return None
+        needs = self._needs(vmi)
+        step = decide_waiting(needs, key.namespace)
+        if step is None:
+            chosen = self._place(vmi, needs)
+            step = decide_placed(chosen, needs)
+            if chosen.host is not None and not step.host:
+                await self._bind_claims(vmi, needs, chosen.host)
+        return await self._apply(vmi, step)
+
+    async def _apply(self, vmi: Object, step: Step) -> float | None:
+        steps: list[Object] = []
+        if step.host:
+            try:
+                addresses = await self._addresses.claim(vmi)
+            except NoAddress as error:
+                step = Step(
+                    phase="Scheduling",
+                    conditions=(condition("PodScheduled", "False", "Unschedulable", str(error)),),
+                    again=RETRY_UNSCHEDULABLE_SECONDS,
+                )
+            else:
+                steps += annotation_steps(vmi, {ADDRESSES_ANNOTATION: addresses})
+                labels = {**labels_of(vmi), NODE_LABEL: step.host}
+                steps.append({"op": "add", "path": "/metadata/labels", "value": labels})
+        steps += finalizer_steps(vmi, add=INSTANCE_FINALIZER)
+        status = status_after(vmi, step, text_from_time(self._clock()))
+        if status != status_of(vmi):
+            steps.append({"op": "add", "path": "/status", "value": status})
+        if steps:
+            self._tell(vmi, step)
+            await guarded_patch(self._client, VIRTUAL_MACHINE_INSTANCE, vmi, steps)
+        if step.host:
+            use = Use(placement.machine_cpu_milli(vmi), placement.machine_memory(vmi))
+            self._assumed[vmi["metadata"]["uid"]] = (step.host, use)
+        return step.again
+
+    def _tell(self, vmi: Object, step: Step) -> None:
+        """An event for each condition that says something new went wrong."""
+        reasons = {"Unschedulable": "FailedScheduling", "FailedPvcNotFound": "FailedPvcNotFound"}
+        for found in step.conditions:
+            before = find_condition(vmi, found["type"]) or {}
+            reason = reasons.get(found.get("reason", ""))
+            if reason and before.get("message") != found.get("message"):
+                self._world.recorder.event(vmi, "Warning", reason, found["message"])
+
+    def _needs(self, vmi: Object) -> list[Need]:
+        namespace = vmi["metadata"]["namespace"]
+        needs = []
+        for volume in volume_needs.claim_names(vmi):
+            claim = self._claims.get(namespace, volume[1])
+            storage_class = self._classes.get(None, spec_of(claim).get("storageClassName") or "")
+            data_volume = self._data_volumes.get(namespace, volume[1])
+            needs.append(volume_needs.assess(volume, claim, data_volume, storage_class))
+        return needs
+
+    def _place(self, vmi: Object, needs: list[Need]) -> Placement:
+        return placement.place(self._demand(vmi, needs), self._nodes.objects(), self._used(vmi))
+
+    def _demand(self, vmi: Object, needs: list[Need]) -> Demand:
+        namespace, spec = vmi["metadata"]["namespace"], spec_of(vmi)
+        affinities, pools = [], []
+        for need in needs:
+            claim = self._claims.get(namespace, need.claim)
+            volume = self._volumes.get(None, spec_of(claim).get("volumeName") or "")
+            required = (spec_of(volume).get("nodeAffinity") or {}).get("required")
+            if required:
+                affinities.append(required)
+            if need.state == "place":
+                storage_class = self._classes.get(None, spec_of(claim).get("storageClassName") or "") or {}
+                pools.append((storage_class.get("parameters") or {}).get("pool", "default"))
+        selector = dict(spec.get("nodeSelector") or {})
+        if spec.get("architecture"):
+            selector.setdefault("kubernetes.io/arch", spec["architecture"])
+        return Demand(
+            cpu_milli=placement.machine_cpu_milli(vmi),
+            memory=placement.machine_memory(vmi),
+            node_selector=selector,
+            affinity=spec.get("affinity") or {},
+            tolerations=tuple(spec.get("tolerations") or ()),
+            volume_affinities=tuple(affinities),
+            pools=tuple(pools),
+        )
+
+    def _used(self, asking: Object) -> dict[str, Use]:
+        """What the machines on each host take, those included that were placed a moment ago."""
+        used: dict[str, Use] = {}
+        known: set[str] = set()
+        for vmi in self._vmis.objects():
+            uid, host = vmi["metadata"]["uid"], status_of(vmi).get("nodeName")
+            known.add(uid)
+            use = Use(placement.machine_cpu_milli(vmi), placement.machine_memory(vmi))
+            if not host and uid in self._assumed:
+                host, use = self._assumed[uid]
+            if not host or is_final(vmi) or uid == asking["metadata"]["uid"]:
+                continue
+            before = used.get(host, Use())
+            used[host] = Use(before.cpu_milli + use.cpu_milli, before.memory + use.memory)
+        for gone in [uid for uid in self._assumed if uid not in known]:
+            del self._assumed[gone]
+        return used
+
+    async def _bind_claims(self, vmi: Object, needs: list[Need], host: str) -> None:
+        """Tell the volumes controller and the agent where the waiting claims shall be made."""
+        for need in needs:
+            claim = self._claims.get(vmi["metadata"]["namespace"], need.claim)
+            if need.state == "place" and claim is not None:
+                steps = annotation_steps(claim, {volume_needs.SELECTED_NODE: host})
+                await guarded_patch(self._client, PERSISTENT_VOLUME_CLAIM, claim, steps)
+
+    async def _let_go(self, vmi: Object) -> None:
+        """Remove our finalizer from an instance that no agent ever had, or whose host was removed for good."""
+        host = status_of(vmi).get("nodeName")
+        if (host and self._nodes.get(None, host) is not None) or not has_finalizer(vmi, INSTANCE_FINALIZER):
+            return
+        await guarded_patch(
+            self._client, VIRTUAL_MACHINE_INSTANCE, vmi, finalizer_steps(vmi, remove=INSTANCE_FINALIZER)
+        )
+
+
+def claims_used(vmi: Object) -> list[str]:
+    """namespace/name of the claims that an instance's volumes name."""
+    namespace = vmi["metadata"]["namespace"]
+    return [f"{namespace}/{claim}" for _, claim, _ in volume_needs.claim_names(vmi)]
