@@ -83,6 +83,12 @@ class Subscription:
             if not self._queue and not self._ended:
                 await self._wake.wait()
 
+    async def wait(self) -> None:
+        """Return once an event is queued or the subscription has ended."""
+        if not self._queue and not self._ended:
+            self._wake.clear()
+            await self._wake.wait()
+
     def take(self) -> list[Event]:
         """All queued events at once, without waiting."""
         batch = list(self._queue)

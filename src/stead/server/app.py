@@ -1,0 +1,544 @@
+"""The ASGI application: authenticate, cap, authorise, then parse and hand to the verb; errors become Status objects.
+
+Composed by `run` and by tests through `build_app`. One instance serves every request on the event loop; it keeps no state
+but the open watches and the counts of requests in hand. The chain's order matters: nothing of a body is read before the
+caller is known and allowed. Follows T1 to T7, N1, N2, Q4 and the table of errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from stead.kube import encoding, meta
+from stead.kube.errors import ApiError
+from stead.server import mutation, streaming
+from stead.server.answer import (
+    JSON,
+    YAML,
+    Accepted,
+    Answer,
+    encode,
+    error_answer,
+    json_answer,
+    negotiate,
+    send_answer,
+    text_answer,
+)
+from stead.server.audit import AuditLog, Entry
+from stead.server.authn import ANONYMOUS, Authenticator, User, impersonated
+from stead.server.authz import Attributes, Authorizer, attributes_of, forbidden
+from stead.server.bodies import Disconnected, decode_delete_options, decode_object, media_type, read_body
+from stead.server.calls import Call, Outcome, delete_options, write_options
+from stead.server.catalogue import SUBRESOURCE_GROUP, Catalogue, Served
+from stead.server.discovery import Discovery
+from stead.server.health import Health, Metrics, version_answer
+from stead.server.openapi import OpenApi
+from stead.server.reading import list_body, list_options
+from stead.server.registry import Record
+from stead.server.request import Request, request_from
+from stead.server.shapes import Shape, shape_of
+from stead.server.verbs import Verbs
+
+log = structlog.get_logger(__name__)
+
+#: seconds that a read and a write may take
+READ_SECONDS = 60.0
+WRITE_SECONDS = 34.0
+#: requests in hand before more are refused with 429
+MAX_READS = 400
+MAX_WRITES = 200
+
+#: paths that anyone may ask for
+_OPEN = ("/healthz", "/livez", "/readyz", "/version", "/.well-known/openid-configuration", "/openid/v1/jwks")
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Exchange(msgspec.Struct, kw_only=True):
+    """One request with what has been learnt about it. `receive` and `send` are ASGI's."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    request: Request
+    headers: dict[str, str]
+    audit_id: str
+    user: User = ANONYMOUS
+    original: User | None = None
+    reason: str = ""
+    #: set by handlers that answer by themselves (streams)
+    answered: bool = False
+    code: int = 0
+
+
+class SubresourceHandler(Protocol):
+    """`server.subresources`: KubeVirt's aggregated API."""
+
+    async def http(self, exchange: Exchange) -> Answer | None: ...
+
+    async def websocket(self, exchange: Exchange) -> None: ...
+
+
+class ReviewHandler(Protocol):
+    """`server.reviews`: kinds that are answered, not stored."""
+
+    async def create(self, exchange: Exchange, served: Served, obj: dict[str, Any]) -> Answer: ...
+
+    async def token(self, exchange: Exchange, obj: dict[str, Any]) -> Answer: ...
+
+
+class UploadHandler(Protocol):
+    """`server.uploads`: CDI's upload paths."""
+
+    async def handle(self, exchange: Exchange) -> Answer | None: ...
+
+
+class Server(msgspec.Struct, kw_only=True):
+    """What the application is made of."""
+
+    verbs: Verbs
+    catalogue: Catalogue
+    authenticator: Authenticator
+    authorizer: Authorizer
+    health: Health
+    metrics: Metrics
+    audit: AuditLog
+    reviews: ReviewHandler | None = None
+    subresources: SubresourceHandler | None = None
+    uploads: UploadHandler | None = None
+    address: str = ""
+
+
+def build_app(server: Server) -> App:
+    """The ASGI application over its parts."""
+    return App(server)
+
+
+class App:
+    """See the module's prose."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._discovery = Discovery(server.catalogue, server.address)
+        self._openapi = OpenApi(server.catalogue)
+        self._watches = streaming.Watches(server.metrics)
+        self._reads = 0
+        self._writes = 0
+
+    def stop(self) -> None:
+        """End every watch cleanly and report not ready; the listener is stopped after this."""
+        self._server.health.stopping = True
+        self._watches.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request or WebSocket."""
+        if scope["type"] not in ("http", "websocket"):
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        request = request_from(
+            scope.get("method", "GET"), scope.get("raw_path", b"/").decode("latin-1"),
+            scope.get("query_string", b"").decode("latin-1"),
+        )  # fmt: skip
+        exchange = Exchange(
+            scope=scope, receive=receive, send=send, request=request, headers=headers,
+            audit_id=headers.get("audit-id") or str(uuid.uuid4()),
+        )  # fmt: skip
+        received, started = meta.now_micro(), time.monotonic()
+        try:
+            answer = await self._answer(exchange)
+        except Disconnected:
+            return
+        if answer is not None:
+            exchange.code = answer.code
+            await self._reply(exchange, answer)
+        self._log(exchange, received, time.monotonic() - started)
+
+    async def _answer(self, exchange: Exchange) -> Answer | None:
+        """The answer to a request, errors included; None when a stream has answered."""
+        try:
+            return await self._chain(exchange)
+        except ApiError as error:
+            return self._failure(exchange, error)
+        except TimeoutError:
+            return self._failure(exchange, ApiError("Timeout", "Timeout: request did not complete within the allotted timeout"))
+        except (Disconnected, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            # The trace as text: a renderer that prints locals would put bodies and tokens into the log.
+            trace = traceback.format_exc(limit=-6)
+            log.error("request failed", method=exchange.request.method, path=exchange.request.path, trace=trace)
+            return self._failure(exchange, ApiError("InternalError", f"Internal error occurred: {type(error).__name__}"))
+
+    def _failure(self, exchange: Exchange, error: ApiError) -> Answer:
+        exchange.reason = error.reason
+        answer = error_answer(error)
+        if exchange.headers.get("accept", "").startswith(YAML):
+            answer.body, answer.content_type = encoding.encode_yaml(msgspec.json.decode(answer.body)), YAML
+        return answer
+
+    async def _reply(self, exchange: Exchange, answer: Answer) -> None:
+        if exchange.scope["type"] == "websocket":
+            await streaming.refuse(exchange.send, answer, exchange.audit_id)
+            return
+        encodings = exchange.headers.get("accept-encoding", "")
+        head = exchange.request.method == "HEAD"
+        await send_answer(exchange.send, answer, exchange.audit_id, encodings, head=head)
+
+    def _log(self, exchange: Exchange, received: str, seconds: float) -> None:
+        request, server = exchange.request, self._server
+        known = server.catalogue.find(request.group, request.version, request.plural) is not None
+        plural = request.plural if known else ""
+        server.metrics.requests.labels(request.verb if request.is_resource else "other", plural, str(exchange.code)).inc()
+        if request.verb != "watch" and exchange.scope["type"] == "http":
+            server.metrics.seconds.labels(request.verb if request.is_resource else "other").observe(seconds)
+        client = exchange.scope.get("client") or ("",)
+        server.audit.write(Entry(
+            audit_id=exchange.audit_id, request=request, user=exchange.original or exchange.user,
+            impersonated=exchange.user if exchange.original else None, source=str(client[0]),
+            user_agent=exchange.headers.get("user-agent", ""), code=exchange.code, reason=exchange.reason,
+            received=received, decision="forbid" if exchange.code == 403 else "allow",
+        ))  # fmt: skip
+
+    # --- the chain ----------------------------------------------------------------------------------------------
+
+    async def _chain(self, exchange: Exchange) -> Answer | None:
+        request, server = exchange.request, self._server
+        if server.uploads is not None and request.path.startswith("/v1beta1/upload"):
+            return await server.uploads.handle(exchange)
+        self._authenticate(exchange)
+        if request.path.rstrip("/").startswith(_OPEN) and not request.is_resource:
+            opened = self._open_path(exchange)
+            if opened is not None:
+                return opened
+        self._impersonate(exchange)
+        self._authorize(exchange)
+        with self._lane(exchange):
+            if exchange.scope["type"] == "websocket":
+                return await self._websocket(exchange)
+            if request.verb == "watch" or self._is_stream(request):
+                return await self._resource(exchange)
+            limit = self._deadline(request)
+            async with asyncio.timeout(limit):
+                return await (self._resource(exchange) if request.is_resource else self._other(exchange))
+
+    def _is_stream(self, request: Request) -> bool:
+        return request.group == SUBRESOURCE_GROUP
+
+    def _deadline(self, request: Request) -> float:
+        limit = WRITE_SECONDS if request.is_write else READ_SECONDS
+        text = (request.query.get("timeout") or "").removesuffix("s")
+        if text.isdigit() and int(text) > 0:
+            return min(limit, float(text))
+        return limit
+
+    def _authenticate(self, exchange: Exchange) -> None:
+        extensions = exchange.scope.get("extensions") or {}
+        certificate = (extensions.get("tls") or {}).get("client_certificate")
+        bearer = streaming.bearer_of(exchange.scope.get("subprotocols") or [])
+        exchange.user = self._server.authenticator.authenticate(certificate, exchange.headers, bearer)
+
+    def _impersonate(self, exchange: Exchange) -> None:
+        pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in exchange.scope["headers"]]
+        target = impersonated(pairs)
+        if target is None:
+            return
+        check, user = self._server.authorizer.check, exchange.user
+        asked: list[Attributes] = []
+        if target.name.startswith("system:serviceaccount:") and target.name.count(":") == 3:
+            _, _, namespace, name = target.name.split(":")
+            asked.append(Attributes(verb="impersonate", resource="serviceaccounts", namespace=namespace, name=name))
+        else:
+            asked.append(Attributes(verb="impersonate", resource="users", name=target.name))
+        for name, value in pairs:
+            if name == "impersonate-group":
+                asked.append(Attributes(verb="impersonate", resource="groups", name=value))
+            elif name == "impersonate-uid":
+                asked.append(Attributes(verb="impersonate", group="authentication.k8s.io", resource="uids", name=value))
+            elif name.startswith("impersonate-extra-"):
+                key = name.removeprefix("impersonate-extra-")
+                asked.append(Attributes(
+                    verb="impersonate", group="authentication.k8s.io", resource=f"userextras/{key}", name=value
+                ))  # fmt: skip
+        for question in asked:
+            check(user, question)
+        exchange.original, exchange.user = exchange.user, target
+
+    def _authorize(self, exchange: Exchange) -> None:
+        asked = attributes_of(exchange.request)
+        decision = self._server.authorizer.authorize(exchange.user, asked)
+        if not decision.allowed:
+            raise forbidden(exchange.user, asked, f": {decision.reason}" if decision.reason else "")
+
+    def _lane(self, exchange: Exchange) -> _Lane:
+        """Count the request; refuse with 429 when too many are in hand. Leases and administrators always get in."""
+        request = exchange.request
+        free = request.verb == "watch" or exchange.scope["type"] == "websocket" or self._is_stream(request)
+        free = free or request.plural == "leases" or "system:masters" in exchange.user.groups
+        if not free and (self._writes >= MAX_WRITES if request.is_write else self._reads >= MAX_READS):
+            text = "the server has received too many requests and has asked us to try again later"
+            raise ApiError("TooManyRequests", text, {"retryAfterSeconds": 1})
+        return _Lane(self, request.is_write)
+
+    # --- paths that are no resources ----------------------------------------------------------------------------
+
+    def _open_path(self, exchange: Exchange) -> Answer | None:
+        request, server = exchange.request, self._server
+        path = request.path.rstrip("/")
+        if path == "/version":
+            return version_answer()
+        if path == "/openid/v1/jwks":
+            return json_answer(server.authenticator.issuer.jwks())
+        if path == "/.well-known/openid-configuration":
+            issuer = server.authenticator.issuer
+            return json_answer({
+                "issuer": issuer.issuer, "jwks_uri": f"https://{server.address}/openid/v1/jwks",
+                "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": [issuer.algorithm],
+            })  # fmt: skip
+        return server.health.answer(path, request.query)
+
+    async def _other(self, exchange: Exchange) -> Answer:
+        request = exchange.request
+        path = request.path.rstrip("/") or "/"
+        if request.method not in ("GET", "HEAD"):
+            raise _method_not_allowed()
+        accept = exchange.headers.get("accept", "")
+        if path in ("/api", "/apis"):
+            found = self._discovery.roots(path, accept, exchange.headers.get("if-none-match", ""))
+        elif path == "/":
+            found = json_answer({"paths": self._discovery.paths()})
+        elif path == "/metrics":
+            found = self._server.metrics.answer()
+        elif path.startswith("/openapi/"):
+            found = await self._openapi.answer(path, request.query, exchange.headers)
+        else:
+            parts = [part for part in path.split("/") if part]
+            found = self._discovery.legacy(parts) if parts[0] in ("api", "apis") else None
+            if found is None and len(parts) == 2 and parts[0] == "api":
+                raise _no_resource()
+        return found if found is not None else text_answer("404 page not found\n", 404)
+
+    # --- resources ----------------------------------------------------------------------------------------------
+
+    async def _websocket(self, exchange: Exchange) -> Answer | None:
+        request = exchange.request
+        if request.group == SUBRESOURCE_GROUP and self._server.subresources is not None:
+            await self._server.subresources.websocket(exchange)
+            return None
+        if request.verb == "watch":
+            return await self._resource(exchange)
+        return await self._resource(exchange) if request.is_resource else await self._other(exchange)
+
+    async def _resource(self, exchange: Exchange) -> Answer | None:
+        request, server = exchange.request, self._server
+        if request.group == SUBRESOURCE_GROUP and server.subresources is not None:
+            return await server.subresources.http(exchange)
+        served = server.catalogue.find(request.group, request.version, request.plural)
+        if served is None:
+            raise_or_text = _unknown(server.catalogue, request)
+            if isinstance(raise_or_text, ApiError):
+                raise raise_or_text
+            return raise_or_text
+        resource = served.resource
+        if resource.namespaced != bool(request.namespace) and request.plural != "namespaces":
+            if not (resource.namespaced and not request.name and request.verb in ("list", "watch")):
+                if resource.namespaced and not request.name:
+                    raise _method_not_allowed()
+                return text_answer("404 page not found\n", 404)
+        if request.subresource:
+            return await self._subresource(exchange, served)
+        if request.verb not in resource.verbs or (request.verb == "create" and request.name):
+            raise _method_not_allowed()
+        if request.verb in ("get", "update", "patch", "delete") and not request.name:
+            raise _method_not_allowed()
+        return await self._verb(exchange, served)
+
+    async def _subresource(self, exchange: Exchange, served: Served) -> Answer | None:
+        request, resource = exchange.request, served.resource
+        if resource.kind == "ServiceAccount" and request.subresource == "token":
+            if request.verb != "create" or self._server.reviews is None:
+                raise _method_not_allowed()
+            body = await read_body(exchange.receive, exchange.headers)
+            return await self._server.reviews.token(exchange, self._decode(exchange, served, body).value)
+        allowed = (request.subresource == "status" and resource.status_subresource) or (
+            request.subresource == "finalize" and resource.kind == "Namespace"
+        )
+        if not allowed or request.rest:
+            raise _no_resource()
+        verbs = ("update",) if request.subresource == "finalize" else ("get", "update", "patch")
+        if request.verb not in verbs:
+            raise _method_not_allowed()
+        return await self._verb(exchange, served)
+
+    async def _verb(self, exchange: Exchange, served: Served) -> Answer | None:
+        request = exchange.request
+        accepted = negotiate(exchange.headers.get("accept", ""))
+        shape = shape_of(served.resource, request.version, accepted, request.query.get("includeObject") or "")
+        if request.verb == "watch":
+            return await self._watch(exchange, shape, accepted)
+        if request.verb == "get":
+            return await self._get(exchange, shape, accepted)
+        if request.verb == "list":
+            return await self._list(exchange, shape, accepted)
+        body = await read_body(exchange.receive, exchange.headers)
+        if request.verb == "create":
+            return await self._create(exchange, served, shape, accepted, body)
+        if request.verb == "update":
+            call = self._call(exchange, served, "UpdateOptions")
+            decoded = self._decode(exchange, served, body)
+            return self._outcome(await self._server.verbs.update(call, decoded.value, decoded.duplicates), shape, accepted)
+        if request.verb == "patch":
+            return await self._patch(exchange, served, shape, accepted, body)
+        return await self._delete(exchange, served, shape, accepted, body)
+
+    def _call(self, exchange: Exchange, served: Served, options: str) -> Call:
+        request = exchange.request
+        return Call(
+            user=exchange.user, resource=served.resource, version=request.version,
+            namespace=request.namespace if served.resource.namespaced else "", name=request.name,
+            subresource=request.subresource,
+            options=write_options(options, request.query, exchange.headers.get("user-agent", "")),
+        )  # fmt: skip
+
+    def _decode(self, exchange: Exchange, served: Served, body: bytes) -> encoding.Decoded:
+        return decode_object(body, media_type(exchange.headers), served.resource)
+
+    async def _get(self, exchange: Exchange, shape: Shape, accepted: Accepted) -> Answer:
+        request, verbs = exchange.request, self._server.verbs
+        text = request.query.get("resourceVersion") or ""
+        if text and text != "0":
+            if not text.isdigit():
+                shown = meta.go_quote(text)
+                text = f"resourceVersion: Invalid value: {shown}: strconv.ParseUint: parsing {shown}: invalid syntax"
+                raise ApiError("BadRequest", text)
+            await verbs.reader.wait_until(int(text))
+        namespace = request.namespace if shape.resource.namespaced else ""
+        record = verbs.get(shape.resource, namespace, request.name)
+        return _formatted(Answer(200, shape.single(record)), accepted)
+
+    async def _list(self, exchange: Exchange, shape: Shape, accepted: Accepted) -> Answer:
+        request = exchange.request
+        options = list_options(shape.resource, request.query)
+        try:
+            page = await self._server.verbs.reader.page(shape.resource, request.namespace, options)
+        except ApiError as error:
+            token = (error.details or {}).get("continue")
+            if token is None:
+                raise
+            status = {**error.status(), "metadata": {"continue": token}}
+            status.pop("details", None)
+            return json_answer(status, error.code)
+        return _formatted(Answer(200, list_body(shape, page)), accepted)
+
+    async def _watch(self, exchange: Exchange, shape: Shape, accepted: Accepted) -> Answer | None:
+        if accepted.format == "yaml":
+            text = "only the following media types are accepted: application/json;stream=watch"
+            raise ApiError("NotAcceptable", text)
+        request = exchange.request
+        namespace = request.namespace if shape.resource.namespaced else ""
+        return await self._watches.serve(exchange, self._server.verbs.registry, shape, namespace)
+
+    async def _create(
+        self, exchange: Exchange, served: Served, shape: Shape, accepted: Accepted, body: bytes
+    ) -> Answer:
+        call = self._call(exchange, served, "CreateOptions")
+        decoded = self._decode(exchange, served, body)
+        if served.is_virtual:
+            if self._server.reviews is None:
+                raise _method_not_allowed()
+            return _formatted(await self._server.reviews.create(exchange, served, decoded.value), accepted)
+        return self._outcome(await self._server.verbs.create(call, decoded.value, decoded.duplicates), shape, accepted)
+
+    async def _patch(
+        self, exchange: Exchange, served: Served, shape: Shape, accepted: Accepted, body: bytes
+    ) -> Answer:
+        kind = mutation.check_type(served.resource, exchange.headers.get("content-type", ""))
+        call = self._call(exchange, served, "PatchOptions")
+        mutation.check_patch_options(call, kind)
+        if kind == "application/apply-patch+yaml":
+            decoded = decode_object(body, kind, served.resource, apply=True)
+            outcome = await self._server.verbs.apply(call, decoded.value, decoded.duplicates)
+        else:
+            outcome = await self._server.verbs.patch(call, mutation.change_from(kind, body))
+        return self._outcome(outcome, shape, accepted)
+
+    async def _delete(
+        self, exchange: Exchange, served: Served, shape: Shape, accepted: Accepted, body: bytes
+    ) -> Answer:
+        request, verbs = exchange.request, self._server.verbs
+        options = delete_options(decode_delete_options(body, media_type(exchange.headers)), request.query)
+        call = Call(
+            user=exchange.user, resource=served.resource, version=request.version,
+            namespace=request.namespace if served.resource.namespaced else "", name=request.name,
+        )  # fmt: skip
+        if request.verb == "deletecollection":
+            selected = list_options(served.resource, request.query)
+            page = await verbs.delete_collection(call, msgspec.structs.replace(selected, limit=0), options)
+            return _formatted(Answer(200, list_body(shape, page)), accepted)
+        return self._outcome(await verbs.delete(call, options), shape, accepted)
+
+    def _outcome(self, outcome: Outcome, shape: Shape, accepted: Accepted) -> Answer:
+        if outcome.record is None:
+            answer = json_answer(outcome.status, outcome.code)
+        else:
+            answer = Answer(outcome.code, shape.single(outcome.record))
+        answer.warnings = outcome.warnings
+        return _formatted(answer, accepted)
+
+
+class _Lane:
+    """Counts one request while it is in hand."""
+
+    def __init__(self, app: App, write: bool) -> None:
+        self._app = app
+        self._write = write
+
+    def __enter__(self) -> None:
+        if self._write:
+            self._app._writes += 1
+        else:
+            self._app._reads += 1
+        self._app._server.metrics.in_flight.inc()
+
+    def __exit__(self, *_: object) -> None:
+        if self._write:
+            self._app._writes -= 1
+        else:
+            self._app._reads -= 1
+        self._app._server.metrics.in_flight.dec()
+
+
+def _formatted(answer: Answer, accepted: Accepted) -> Answer:
+    """The answer in YAML where the client wants that."""
+    if accepted.format == "yaml" and answer.content_type == JSON:
+        answer.body, answer.content_type = encoding.encode_yaml(msgspec.json.decode(answer.body)), YAML
+    return answer
+
+
+def _method_not_allowed() -> ApiError:
+    return ApiError("MethodNotAllowed", "the server does not allow this method on the requested resource", {})
+
+
+def _no_resource() -> ApiError:
+    return ApiError("NotFound", "the server could not find the requested resource", {})
+
+
+def _unknown(catalogue: Catalogue, request: Request) -> ApiError | Answer:
+    """An unknown resource: a Status below built-in groups, plain text elsewhere."""
+    builtin = any(s.resource.builtin and s.resource.group == request.group for s in catalogue.all)
+    if builtin:
+        return _no_resource()
+    return text_answer("404 page not found\n", 404)
+
+
+__all__ = ["App", "Exchange", "Record", "Server", "build_app", "encode"]

@@ -1,0 +1,132 @@
+"""The audit log: one JSON line for each request, never a body, never a secret.
+
+Called by `app` when a request ends (and when a watch starts). Lines are handed to one writer thread through a bounded
+queue; a full queue drops the line and counts it, so that a slow disk never stops the API. Files are rotated by size.
+Follows Q1 (`audit.k8s.io/v1` Event, level Metadata).
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from stead.kube import meta
+from stead.server.authn import User
+from stead.server.request import Request
+
+MAX_BYTES = 64 * 1024 * 1024
+KEPT_FILES = 4
+QUEUE = 4096
+
+
+class Entry(msgspec.Struct, kw_only=True):
+    """What is known about a request when it is logged."""
+
+    audit_id: str
+    request: Request
+    user: User
+    impersonated: User | None = None
+    source: str = ""
+    user_agent: str = ""
+    code: int = 0
+    reason: str = ""
+    stage: str = "ResponseComplete"
+    received: str = ""
+    decision: str = "allow"
+    decision_reason: str = ""
+
+
+class AuditLog:
+    """Writes entries to `path`; without a path it does nothing."""
+
+    def __init__(self, path: Path | None, *, max_bytes: int = MAX_BYTES) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._queue: queue.Queue[bytes | None] = queue.Queue(QUEUE)
+        self._encoder = msgspec.json.Encoder()
+        self.dropped = 0
+        self._thread: threading.Thread | None = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._thread = threading.Thread(target=self._write_forever, name="audit", daemon=True)
+            self._thread.start()
+
+    def write(self, entry: Entry) -> None:
+        """Log one entry; never waits."""
+        if self._thread is None:
+            return
+        try:
+            self._queue.put_nowait(self._encoder.encode(event_from(entry)) + b"\n")
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Write what is queued and stop."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join(timeout=5)
+            self._thread = None
+
+    def _write_forever(self) -> None:
+        file = self._open()
+        while (line := self._queue.get()) is not None:
+            try:
+                file.write(line)
+                if self._queue.empty():
+                    file.flush()
+                if file.tell() > self._max_bytes:
+                    file.close()
+                    self._rotate()
+                    file = self._open()
+            except OSError:
+                self.dropped += 1
+        file.close()
+
+    def _open(self) -> BinaryIO:
+        assert self._path is not None
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        return os.fdopen(descriptor, "ab")
+
+    def _rotate(self) -> None:
+        assert self._path is not None
+        for number in range(KEPT_FILES - 1, 0, -1):
+            older = self._path.with_name(f"{self._path.name}.{number}")
+            if older.exists():
+                older.replace(self._path.with_name(f"{self._path.name}.{number + 1}"))
+        self._path.replace(self._path.with_name(f"{self._path.name}.1"))
+
+
+def event_from(entry: Entry) -> dict[str, Any]:
+    """The `audit.k8s.io/v1` Event of an entry."""
+    request = entry.request
+    event: dict[str, Any] = {
+        "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "Metadata", "auditID": entry.audit_id,
+        "stage": entry.stage, "requestURI": _uri(request), "verb": request.verb, "user": entry.user.info(),
+        "sourceIPs": [entry.source] if entry.source else [], "userAgent": entry.user_agent,
+        "requestReceivedTimestamp": entry.received, "stageTimestamp": meta.now_micro(),
+        "annotations": {
+            "authorization.k8s.io/decision": entry.decision, "authorization.k8s.io/reason": entry.decision_reason,
+        },
+    }  # fmt: skip
+    if entry.impersonated is not None:
+        event["impersonatedUser"] = entry.impersonated.info()
+    if request.is_resource:
+        reference = {
+            "resource": request.plural, "namespace": request.namespace, "name": request.name,
+            "apiGroup": request.group, "apiVersion": request.version, "subresource": request.subresource,
+        }  # fmt: skip
+        event["objectRef"] = {key: value for key, value in reference.items() if value}
+    if entry.code:
+        event["responseStatus"] = {"metadata": {}, "code": entry.code, **({"reason": entry.reason} if entry.reason else {})}
+    return event
+
+
+def _uri(request: Request) -> str:
+    """Path and query, without values that may be secrets."""
+    shown = [f"{key}={value if key not in ('token', 'access_token') else '…'}" for key, value in request.query.pairs]
+    return request.path + ("?" + "&".join(shown) if shown else "")

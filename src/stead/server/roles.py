@@ -1,0 +1,196 @@
+"""The roles that every installation has, and the objects that must be there before anybody asks.
+
+Called by the composition root at every start through `ensure_defaults`: what is missing is made, what was changed in
+default roles gets its rules back (R1). Names, aggregation labels and rules follow Kubernetes' and KubeVirt's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stead.kinds import register
+from stead.kinds.resource import Resource
+from stead.kube.errors import ApiError
+from stead.server.local import LocalVerbs
+
+Object = dict[str, Any]
+Rule = dict[str, Any]
+
+_LABELS = {"kubernetes.io/bootstrapping": "rbac-defaults"}
+_READ = ["get", "list", "watch"]
+_WRITE = ["create", "delete", "deletecollection", "patch", "update"]
+_SUB = "subresources.kubevirt.io"
+
+NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease", "kubevirt", "kubevirt-os-images")
+
+
+def _rule(groups: list[str], resources: list[str], verbs: list[str]) -> Rule:
+    return {"apiGroups": groups, "resources": resources, "verbs": verbs}
+
+
+def _role(name: str, rules: list[Rule], labels: dict[str, str] | None = None, aggregate: str = "") -> Object:
+    role: Object = {
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+        "metadata": {"name": name, "labels": {**_LABELS, **(labels or {})}}, "rules": rules,
+    }  # fmt: skip
+    if aggregate:
+        selector = {"matchLabels": {f"rbac.authorization.k8s.io/aggregate-to-{aggregate}": "true"}}
+        role["aggregationRule"] = {"clusterRoleSelectors": [selector]}
+    return role
+
+
+def _to(*names: str) -> dict[str, str]:
+    return {f"rbac.authorization.k8s.io/aggregate-to-{name}": "true" for name in names}
+
+
+_CORE = ["configmaps", "events", "persistentvolumeclaims", "serviceaccounts"]
+_INSTANCE_READ = ["guestosinfo", "filesystemlist", "userlist"]
+_INSTANCE_USE = [
+    "console", "vnc", "vnc/screenshot", "portforward", "pause", "unpause", "addvolume", "removevolume", "freeze", "unfreeze", "softreboot",
+    "reset", "usbredir", "evacuate/cancel",
+]  # fmt: skip
+_MACHINE_USE = [
+    "start", "stop", "restart", "addvolume", "removevolume", "memorydump", "removememorydump", "evacuate/cancel",
+    "portforward",
+]  # fmt: skip
+_KINDS = ["virtualmachines", "virtualmachineinstances"]
+_TYPES = [
+    "virtualmachineinstancetypes", "virtualmachineclusterinstancetypes", "virtualmachinepreferences",
+    "virtualmachineclusterpreferences",
+]  # fmt: skip
+_CDI = ["datavolumes", "datasources", "dataimportcrons"]
+_CDI_CLUSTER = ["storageprofiles", "cdiconfigs", "cdis"]
+
+
+def _of(kind: str, names: list[str]) -> list[str]:
+    return [f"{kind}/{name}" for name in names]
+
+
+def _kubevirt_rules(verbs: list[str], use: bool) -> list[Rule]:
+    rules = [
+        _rule(["kubevirt.io"], _KINDS, verbs),
+        _rule(["instancetype.kubevirt.io"], _TYPES, verbs if use else _READ),
+        _rule([_SUB], _of("virtualmachineinstances", _INSTANCE_READ) + ["virtualmachines/expand-spec"], ["get"]),
+        _rule([_SUB], ["expand-vm-spec"], ["update"]),
+    ]
+    if use:
+        rules += [
+            _rule([_SUB], _of("virtualmachineinstances", _INSTANCE_USE), ["get", "update"]),
+            _rule([_SUB], _of("virtualmachines", _MACHINE_USE), ["get", "update"]),
+        ]
+    return rules
+
+
+def _cdi_rules(verbs: list[str], upload: bool) -> list[Rule]:
+    rules = [_rule(["cdi.kubevirt.io"], _CDI, verbs), _rule(["cdi.kubevirt.io"], _CDI_CLUSTER, _READ)]
+    if upload:
+        rules.append(_rule(["cdi.kubevirt.io"], ["datavolumes/source"], ["create"]))
+        rules.append(_rule(["upload.cdi.kubevirt.io"], ["uploadtokenrequests"], ["create"]))
+    return rules
+
+
+def default_roles() -> list[Object]:
+    """All ClusterRoles that must exist."""
+    everything = [
+        {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]},
+        {"nonResourceURLs": ["*"], "verbs": ["*"]},
+    ]
+    discovery = ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version", "/version/"]
+    reviews = [
+        _rule(["authorization.k8s.io"], ["selfsubjectaccessreviews", "selfsubjectrulesreviews"], ["create"]),
+        _rule(["authentication.k8s.io"], ["selfsubjectreviews"], ["create"]),
+    ]
+    rbac = _rule(["rbac.authorization.k8s.io"], ["rolebindings", "roles"], [*_WRITE, *_READ])
+    core_edit = [
+        _rule([""], _CORE, _WRITE),
+        _rule([""], ["secrets"], [*_WRITE, *_READ]),
+        _rule([""], ["serviceaccounts"], ["impersonate"]),
+        _rule([""], ["serviceaccounts/token"], ["create"]),
+        _rule(["events.k8s.io"], ["events"], _WRITE),
+        _rule(["coordination.k8s.io"], ["leases"], [*_WRITE, *_READ]),
+    ]
+    core_view = [
+        _rule([""], [*_CORE, "namespaces", "persistentvolumeclaims/status"], _READ),
+        _rule(["events.k8s.io"], ["events"], _READ),
+        _rule(["apps"], ["controllerrevisions"], _READ),
+        _rule(["k8s.cni.cncf.io"], ["network-attachment-definitions"], _READ),
+    ]
+    nets = _rule(["k8s.cni.cncf.io"], ["network-attachment-definitions"], _WRITE)
+    all_verbs = [*_WRITE, *_READ]
+    return [
+        _role("cluster-admin", everything),
+        _role("system:discovery", [{"nonResourceURLs": discovery, "verbs": ["get"]}]),
+        _role("system:public-info-viewer", [{"nonResourceURLs": ["/healthz", "/livez", "/readyz", "/version", "/version/"], "verbs": ["get"]}]),
+        _role("system:basic-user", reviews),
+        _role("system:node-bootstrapper", [_rule(["stead.io"], ["joins"], ["create"])]),
+        _role("admin", [], aggregate="admin"),
+        _role("edit", [], _to("admin"), aggregate="edit"),
+        _role("view", [], _to("edit"), aggregate="view"),
+        _role("system:aggregate-to-admin", [_rule(["authorization.k8s.io"], ["localsubjectaccessreviews"], ["create"]), rbac], _to("admin")),
+        _role("system:aggregate-to-edit", [*core_edit, nets], _to("edit")),
+        _role("system:aggregate-to-view", core_view, _to("view")),
+        _role("kubevirt.io:admin", _kubevirt_rules(all_verbs, use=True), _to("admin")),
+        _role("kubevirt.io:edit", _kubevirt_rules(all_verbs, use=True), _to("edit")),
+        _role("kubevirt.io:view", _kubevirt_rules(_READ, use=False), _to("view")),
+        _role("kubevirt.io:default", [_rule([_SUB], ["version", "guestfs"], ["get", "list"])]),
+        _role("kubevirt.io:migrate", [_rule([_SUB], ["virtualmachines/migrate"], ["update"])]),
+        _role("instancetype.kubevirt.io:view", [_rule(["instancetype.kubevirt.io"], _TYPES, _READ)]),
+        _role("cdi.kubevirt.io:admin", _cdi_rules(all_verbs, upload=True), _to("admin")),
+        _role("cdi.kubevirt.io:edit", _cdi_rules(all_verbs, upload=True), _to("edit")),
+        _role("cdi.kubevirt.io:view", _cdi_rules(_READ, upload=False), _to("view")),
+    ]  # fmt: skip
+
+
+def default_bindings() -> list[Object]:
+    """All ClusterRoleBindings that must exist."""
+    pairs = (
+        ("cluster-admin", "cluster-admin", "system:masters"),
+        ("system:discovery", "system:discovery", "system:authenticated"),
+        ("system:basic-user", "system:basic-user", "system:authenticated"),
+        ("system:public-info-viewer", "system:public-info-viewer", "system:authenticated"),
+        ("kubevirt.io:default", "kubevirt.io:default", "system:authenticated"),
+        ("instancetype.kubevirt.io:view", "instancetype.kubevirt.io:view", "system:authenticated"),
+    )
+    group = "rbac.authorization.k8s.io"
+    return [
+        {
+            "apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name, "labels": dict(_LABELS)},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": group, "kind": "Group", "name": subject}],
+        }
+        for name, role, subject in pairs
+    ]  # fmt: skip
+
+
+async def ensure_defaults(verbs: LocalVerbs) -> None:
+    """Make the namespaces, roles and bindings that are missing and restore rules of default roles that were changed."""
+    for name in NAMESPACES:
+        await _ensure(verbs, register.NAMESPACE, {"metadata": {"name": name}})
+    for role in with_aggregation(default_roles()):
+        await _ensure(verbs, register.CLUSTER_ROLE, role, ("rules", "aggregationRule"))
+    for binding in default_bindings():
+        await _ensure(verbs, register.CLUSTER_ROLE_BINDING, binding, ("subjects",))
+
+
+def with_aggregation(roles: list[Object]) -> list[Object]:
+    """Roles with the rules that they aggregate written out, so that readers see them."""
+    filled: dict[str, list[Rule]] = {role["metadata"]["name"]: role["rules"] for role in roles}
+    for name in ("view", "edit", "admin"):
+        label = f"rbac.authorization.k8s.io/aggregate-to-{name}"
+        for role in roles:
+            if role["metadata"]["labels"].get(label) == "true":
+                filled[name] = filled[name] + filled[role["metadata"]["name"]]
+    return [{**role, "rules": filled[role["metadata"]["name"]]} for role in roles]
+
+
+async def _ensure(verbs: LocalVerbs, resource: Resource, wanted: Object, fields: tuple[str, ...] = ()) -> None:
+    try:
+        found = await verbs.get(resource, "", wanted["metadata"]["name"])
+    except ApiError as error:
+        if error.reason != "NotFound":
+            raise
+        await verbs.create(resource, wanted)
+        return
+    changed = {field: wanted[field] for field in fields if found.get(field) != wanted.get(field) and field in wanted}
+    if changed:
+        await verbs.update(resource, {**found, **changed}, "")
