@@ -29,6 +29,7 @@ def test_a_kind_is_found_by_name_and_by_any_served_version() -> None:
         ("snapshot.kubevirt.io", "v1beta1", "virtualmachinesnapshots"),
         ("instancetype.kubevirt.io", "v1", "virtualmachineinstancetypes"),
         ("", "v1", "pods"),
+        ("authentication.k8s.io", "v1", "tokenrequests"),
         ("kubevirt.io", "v2", "virtualmachines"),
     ],
 )

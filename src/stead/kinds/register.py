@@ -360,7 +360,7 @@ SELF_SUBJECT_REVIEW = _builtin(
 TOKEN_REVIEW = _builtin(
     _AUTHN, "TokenReview", "tokenreviews", reviews.TokenReview, namespaced=False, verbs=_CREATE_ONLY
 )
-#: Not a collection of its own: the body of `serviceaccounts/<name>/token`. `find` answers it for schema and decoding.
+#: no collection of its own, so no URL finds it: the body of `serviceaccounts/<name>/token`
 TOKEN_REQUEST = _builtin(_AUTHN, "TokenRequest", "tokenrequests", reviews.TokenRequest, verbs=_CREATE_ONLY)
 
 #: every served kind, in the order in which a user would look for them
@@ -408,7 +408,7 @@ ALL: tuple[Resource, ...] = (
 )
 
 _BY_KIND = {(r.group, r.kind): r for r in ALL}
-_BY_PATH = {(r.group, version, r.plural): r for r in ALL for version in r.versions}
+_BY_PATH = {(r.group, v, r.plural): r for r in ALL if r is not TOKEN_REQUEST for v in r.versions}
 
 
 def resource_for(kind: str, group: str = "") -> Resource:
