@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 DEFAULT_FILE = Path("/etc/stead/stead.toml")
+LIBVIRT_IMAGES = Path("/var/lib/libvirt/images")
 
 
 class ConfigError(Exception):
@@ -59,8 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pod_bridge: str = "stead0"
     #: first of 65,536 numeric user ids, one for each machine
     uid_base: int = 1_610_612_736
-    #: where disk images that administrators name by path may lie
-    image_dirs: tuple[Path, ...] = (Path("/var/lib/libvirt/images"),)
+    #: registered directories; `default` and `images` are added where they are not named
     pools: tuple[Pool, ...] = ()
     #: networks that importers may reach although they are loopback, link-local or Stead's own
     importer_allowed_networks: tuple[str, ...] = ()
@@ -87,10 +87,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def all_pools(self) -> tuple[Pool, ...]:
-        """The registered pools, `default` among them."""
-        if any(pool.name == "default" for pool in self.pools):
-            return self.pools
-        return (Pool(name="default", path=self.state_dir / "pools" / "default"), *self.pools)
+        """The registered pools, `default` first, and libvirt's images folder as `images` for who comes from there."""
+        usual = [Pool(name="default", path=self.state_dir / "pools" / "default")]
+        if LIBVIRT_IMAGES.is_dir():
+            usual.append(Pool(name="images", path=LIBVIRT_IMAGES))
+        named = {pool.name for pool in self.pools}
+        return (*(pool for pool in usual if pool.name not in named), *self.pools)
 
     @property
     def url(self) -> str:
@@ -125,7 +127,7 @@ def load(
     for name in names:
         given = environ.get(f"STEAD_{name.upper()}")
         if given is not None:
-            values[name] = given.split(",") if name.endswith(("_dirs", "_networks", "_names")) else given
+            values[name] = given.split(",") if name.endswith(("_networks", "_names")) else given
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
     try:
         settings = msgspec.convert(values, Settings, strict=False, dec_hook=_path_hook)

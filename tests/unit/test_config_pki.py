@@ -14,12 +14,12 @@ from stead import config, pki
 def test_the_later_source_wins(tmp_path: Path) -> None:
     file = tmp_path / "stead.toml"
     file.write_text('listen_port = 7000\ninstance = "two"\n[[pools]]\nname = "fast"\npath = "/srv/fast"\n')
-    settings = config.load(file, {"STEAD_LISTEN_PORT": "7001", "STEAD_IMAGE_DIRS": "/a,/b"}, {"host_name": "Host-A"})
+    settings = config.load(file, {"STEAD_LISTEN_PORT": "7001", "STEAD_LISTEN_NAMES": "a,b"}, {"host_name": "Host-A"})
     assert settings.listen_port == 7001
     assert settings.instance == "two"
     assert settings.host == "host-a"
-    assert settings.image_dirs == (Path("/a"), Path("/b"))
-    assert [pool.name for pool in settings.all_pools] == ["default", "fast"]
+    assert settings.listen_names == ("a", "b")
+    assert {pool.name for pool in settings.all_pools} - {"images"} == {"default", "fast"}
 
 
 @pytest.mark.parametrize(
