@@ -77,6 +77,14 @@ def _directory(path: Path, mode: int, owner: pwd.struct_passwd | None) -> None:
         os.close(descriptor)
 
 
+def _pid_file(path: Path, owner: pwd.struct_passwd | None) -> None:
+    """The file that a process of ours locks: readable by everybody, writable by the account of that process."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    if owner is not None:
+        os.fchown(descriptor, owner.pw_uid, owner.pw_gid)
+    os.close(descriptor)
+
+
 def _api_names(settings: Settings) -> tuple[str, ...]:
     """Names and addresses that the API's certificate must carry."""
     names = ["127.0.0.1", "localhost", settings.host, "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
@@ -100,6 +108,8 @@ def prepare(settings: Settings) -> Files:
     _directory(settings.agent_dir / "pki", 0o700, None)
     _directory(settings.state_dir / "pools", 0o711, None)
     _directory(settings.state_dir / "log", 0o750, None)
+    for what in ("up", "plane", "agent"):
+        _pid_file(settings.run_dir / f"{what}.pid", owner if what == "plane" else None)
     authority = pki.ensure_authority(settings.plane_dir / "pki", "stead")
     pki.ensure_key(files.token_key)
     pki.ensure_certificate(authority, files.api, pki.Identity("stead-api", names=_api_names(settings)))
@@ -186,11 +196,11 @@ def running(settings: Settings, what: str) -> Iterator[None]:
 def running_pid(settings: Settings, what: str) -> int:
     """Pid of that process of ours, or 0 when it does not run (a stale file says nothing: the lock does)."""
     try:
-        descriptor = os.open(settings.run_dir / f"{what}.pid", os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(settings.run_dir / f"{what}.pid", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return 0
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return int(os.read(descriptor, 20) or b"0")
     else:

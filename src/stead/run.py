@@ -1,0 +1,148 @@
+"""The composition root: the only module that knows concrete classes of several rooms.
+
+`main_plane` and `main_agent` are the two processes of an installation (see DESIGN's picture in `docs/flow.md`): each reads
+settings, builds its parts from the ground up, serves until SIGTERM, and takes them down in reverse. `remove` undoes what
+an agent has done to the host. Concurrency: one event loop a process; blocking work is the rooms' own business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from stead import installation, pki, telemetry
+from stead.config import ConfigError, Settings
+from stead.store.contract import StoreFailure
+from stead.store.migrations import TooNew
+
+log = structlog.get_logger(__name__)
+
+#: How often a process looks whether its certificate was renewed, seconds.
+RELOAD_SECONDS = 60.0
+#: How long a process may take to end its own work after SIGTERM, seconds.
+STOP_SECONDS = 10.0
+
+
+def main_plane(settings: Settings) -> None:
+    """Run the plane until SIGTERM. Ends the process with 1 and one sentence when it cannot start."""
+    _run("plane", settings, serve_plane)
+
+
+def main_agent(settings: Settings) -> None:
+    """Run the agent until SIGTERM; as `main_plane`."""
+    _run("agent", settings, serve_agent)
+
+
+def _run(what: str, settings: Settings, serve: Callable[[Settings, asyncio.Event], Awaitable[None]]) -> None:
+    telemetry.configure(what, settings.log_level, settings.log_format)
+
+    async def main() -> None:
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        await serve(settings, stopping)
+
+    try:
+        with installation.running(settings, what):
+            asyncio.run(main())
+    except (ConfigError, installation.AlreadyRunning, StoreFailure, TooNew, OSError) as error:
+        log.error("cannot run", process=what, error=str(error))
+        sys.exit(1)
+
+
+async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
+    """Store, API server, controllers; returns when `stopping` is set and all is down."""
+    from stead.controllers.start import ControllerOptions, run_controllers
+    from stead.server.api import ApiServer
+    from stead.server.api import Settings as ApiSettings
+    from stead.server.serve import Listener, Listening
+    from stead.store.sqlite import SqliteStore
+
+    files = installation.Files.of(settings)
+    key = load_pem_private_key(files.token_key.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{files.token_key} is not an elliptic curve key")
+    store = await SqliteStore.open(settings.plane_dir / "store.db")
+    async with contextlib.AsyncExitStack() as undo:
+        undo.push_async_callback(store.close)
+        api = ApiServer(
+            store,
+            ApiSettings(
+                token_key=key,
+                address=settings.url.removeprefix("https://"),
+                audit_path=settings.plane_dir / "audit.log",
+                agent_tls=pki.client_context(files.ca, files.plane),
+            ),
+        )
+        await api.start()
+        undo.push_async_callback(api.stop)
+        listener = Listener(
+            api.app,
+            Listening(
+                host=settings.listen_address,
+                port=settings.listen_port,
+                certificate=files.api.certificate,
+                key=files.api.key,
+                client_ca=files.authority.certificate,
+            ),
+        )
+        await listener.start()
+        undo.push_async_callback(listener.stop)
+        undo.callback(api.app.stop)
+        options = ControllerOptions(
+            pod_cidr=settings.pod_cidr,
+            root_ca=files.ca.read_text(encoding="utf-8"),
+            upload_url=settings.url,
+            upload_ca=files.ca.read_text(encoding="utf-8"),
+        )
+        await undo.enter_async_context(_background(run_controllers(api.local_client(), options), stopping))
+        await undo.enter_async_context(
+            _background(_reload(files.api.certificate, listener.reload_certificate), stopping)
+        )
+        log.info("plane serves", url=settings.url)
+        await stopping.wait()
+        log.info("plane stops")
+
+
+@contextlib.asynccontextmanager
+async def _background(work: Awaitable[None], stopping: asyncio.Event) -> AsyncIterator[None]:
+    """Run `work` beside the body; its failure stops the process, leaving ends it."""
+
+    async def guarded() -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("a part of this process failed")
+            stopping.set()
+
+    task = asyncio.create_task(guarded())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, TimeoutError):
+            await asyncio.wait_for(task, STOP_SECONDS)
+
+
+async def _reload(path: Path, reload: Callable[[], None]) -> None:
+    """Call `reload` whenever the file at `path` has been replaced."""
+    seen = path.stat().st_mtime_ns
+    while True:
+        await asyncio.sleep(RELOAD_SECONDS)
+        found = path.stat().st_mtime_ns
+        if found != seen:
+            seen = found
+            reload()
+            log.info("certificate renewed", path=str(path))
