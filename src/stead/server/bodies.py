@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from stead.kinds.resource import Resource
-from stead.kube import encoding
+from stead.kube import encoding, protobuf
 from stead.kube.errors import ApiError
 from stead.server.registry import Object
 
@@ -95,6 +95,4 @@ def decode_delete_options(body: bytes, media: str) -> Object | None:
 
 def decode_protobuf(body: bytes) -> Object:
     """The object in a protobuf body. Raises 400."""
-    from stead.kube import protobuf
-
     return protobuf.decode(body)

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from stead.kinds.resource import Resource
-from stead.kube import patch
+from stead.kube import apply as apply_patch
+from stead.kube import meta, patch
 from stead.kube.errors import ApiError, cause, invalid
 from stead.server.calls import Call
 from stead.server.catalogue import Served
@@ -78,21 +79,27 @@ def check_patch_options(call: Call, kind: str) -> None:
         raise invalid("PatchOptions", "meta.k8s.io", "", causes)
 
 
-def check_applied(call: Call, applied: Object) -> None:
-    """What an applied configuration must say of itself. Raises 400."""
-    metadata = applied.get("metadata") or {}
-    if metadata.get("managedFields"):
-        raise ApiError("BadRequest", "metadata.managedFields must be nil")
+def _writer(served: Served, call: Call) -> apply_patch.Writer:
+    """Who writes, and which top-level fields this endpoint leaves alone."""
+    ignored: tuple[str, ...] = ()
+    if served.resource.status_subresource and not call.subresource:
+        ignored = ("status",)
+    elif call.subresource == "status":
+        ignored = tuple(name for name in served.schema.get("properties", {}) if name not in ("metadata", "status"))
+    return apply_patch.Writer(
+        manager=call.options.manager, api_version=call.api_version, time=meta.now(), subresource=call.subresource,
+        ignored=ignored, force=bool(call.options.force),
+    )  # fmt: skip
 
 
 def track(served: Served, call: Call, old: Object | None, new: Object) -> Object:
     """`new` with the managed fields that this write leaves."""
-    return new
+    return apply_patch.track_update(served.schema, old, new, _writer(served, call))
 
 
 def apply(served: Served, call: Call, live: Object | None, applied: Object) -> Object:
-    """Server-side apply. Raises 409."""
-    return patch.merge_patch(live or {}, applied)  # type: ignore[no-any-return]
+    """Server-side apply. Raises 400 and 409."""
+    return apply_patch.apply(served.schema, live, applied, _writer(served, call))
 
 
 def same(old: Object, new: Object) -> bool:

@@ -184,7 +184,6 @@ class Verbs:
     async def apply(self, call: Call, applied: Object, duplicates: tuple[str, ...] = ()) -> Outcome:
         """Server-side apply: create or merge. Raises 400, 403, 409 and 422."""
         served = self.catalogue.served(call.resource)
-        mutation.check_applied(call, applied)
         applied = self._own_identity(call, applied)
         warnings: list[str] = []
         for _ in range(RETRIES):
