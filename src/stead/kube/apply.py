@@ -211,6 +211,20 @@ def apply(schema: Schema, live: dict[str, Any] | None, config: dict[str, Any], w
     return _with_entries(_with_last_applied(result, live, config, writer), entries)
 
 
+def check_identity(config: dict[str, Any], api_version: str, kind: str, name: str) -> None:
+    """Refuse (400) an applied config of another type than the URL's, or without the URL's name in its metadata."""
+    if (config.get("apiVersion"), config.get("kind")) != (api_version, kind):
+        group, version = split_api_version(str(config.get("apiVersion") or ""), strict=False)
+        raise ApiError("BadRequest", f"invalid object type: {group}/{version}, Kind={config.get('kind') or ''}")
+    metadata = config.get("metadata")
+    own = metadata.get("name") if isinstance(metadata, dict) else None
+    if not own:
+        text = f"the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        raise ApiError("BadRequest", text)
+    if own != name:
+        raise ApiError("BadRequest", f"the name of the object ({own}) does not match the name on the URL ({name})")
+
+
 def _check_config(schema: Schema, config: dict[str, Any]) -> None:
     try:
         fs.check_typed(schema, config)

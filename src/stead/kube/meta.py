@@ -136,18 +136,29 @@ def validate_annotations(annotations: dict[str, str], field: str = "metadata.ann
     return causes
 
 
-def validate_finalizers(finalizers: list[str], field: str = "metadata.finalizers") -> list[dict[str, str]]:
-    """Causes for finalizers that are not qualified names with a domain."""
+def validate_finalizers(finalizers: list[str], *, domain_needed: bool = True) -> list[dict[str, str]]:
+    """Causes for finalizers that are not qualified names. Custom resources may leave the domain out."""
+    field = "metadata.finalizers"
     causes = []
     for index, finalizer in enumerate(finalizers):
         errors = qualified_name_errors(finalizer)
         causes += [_bad(field, finalizer, e) for e in errors]
-        if not errors and "/" not in finalizer and finalizer not in _STANDARD_FINALIZERS:
+        if domain_needed and not errors and "/" not in finalizer and finalizer not in _STANDARD_FINALIZERS:
             text = "name is neither a standard finalizer name nor is it fully qualified"
             causes.append(_bad(f"{field}[{index}]", finalizer, text))
     if "orphan" in finalizers and "foregroundDeletion" in finalizers:
         causes.append(_bad(field, finalizers, "finalizer orphan and foregroundDeletion cannot be both set"))
     return causes
+
+
+def finalizer_warnings(finalizers: list[str]) -> list[str]:
+    """Warnings for finalizers of custom resources that lack a domain or a path."""
+    return [
+        f'metadata.finalizers: "{f}": prefer a domain-qualified finalizer name '
+        f"{'including a path (/) ' if '.' in f else ''}to avoid accidental conflicts with other finalizer writers"
+        for f in finalizers
+        if "/" not in f and f not in _STANDARD_FINALIZERS
+    ]
 
 
 def validate_owner_references(owners: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -187,11 +198,12 @@ def _owner_text(owner: dict[str, Any]) -> str:
 
 
 def validate_metadata(
-    metadata: dict[str, Any], name_errors: Callable[[str], list[str]] = subdomain_errors
+    metadata: dict[str, Any], name_errors: Callable[[str], list[str]] = subdomain_errors, *, builtin: bool = True
 ) -> list[dict[str, str]]:
     """Causes for all of `metadata` but the namespace: name, labels, annotations, finalizers, owners.
 
     `name_errors` is the name rule of the kind: `subdomain_errors`, `label_name_errors` or `path_segment_errors`.
+    `builtin` is false for custom resources, whose finalizers need no domain.
     """
     causes: list[dict[str, str]] = []
     generate, name = metadata.get("generateName", ""), metadata.get("name", "")
@@ -206,7 +218,7 @@ def validate_metadata(
     causes += validate_labels(metadata.get("labels") or {})
     causes += validate_annotations(metadata.get("annotations") or {})
     causes += validate_owner_references(metadata.get("ownerReferences") or [])
-    causes += validate_finalizers(metadata.get("finalizers") or [])
+    causes += validate_finalizers(metadata.get("finalizers") or [], domain_needed=builtin)
     return causes
 
 

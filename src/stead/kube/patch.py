@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from stead.kube.encoding import DecodeError, decode_json
+from stead.kube.encoding import DecodeError, decode_json, decode_yaml
 from stead.kube.errors import ApiError
 from stead.kube.schema import Schema, child
 
@@ -186,6 +186,22 @@ def decode_merge_patch(body: bytes, *, strategic: bool = False) -> tuple[dict[st
         text = f"{prefix}json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
         raise ApiError("BadRequest", text)
     return decoded.value, list(decoded.duplicates)
+
+
+def decode_apply_patch(body: bytes) -> tuple[dict[str, Any], list[str]]:
+    """The config in a body of server-side apply (YAML or JSON; empty = {}) and its duplicates. Raises ApiError 400."""
+    try:
+        decoded = decode_yaml(body)
+    except DecodeError as error:
+        raise ApiError("BadRequest", f"error decoding YAML: {error}") from error
+    value = {} if decoded.value is None else decoded.value
+    if not isinstance(value, dict):
+        kind = "array" if isinstance(value, list) else "string" if isinstance(value, str) else "number"
+        target = "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal"
+        raise ApiError(
+            "BadRequest", f"error decoding YAML: {target} {kind} into Go value of type map[string]interface {{}}"
+        )
+    return value, list(decoded.duplicates)
 
 
 def merge_patch(obj: Any, patch: Any) -> Any:

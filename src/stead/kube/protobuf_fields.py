@@ -94,7 +94,7 @@ rbac.AggregationRule: 1 clusterRoleSelectors []meta.LabelSelector
 rbac.Subject: 1 kind !s; 2 apiGroup s; 3 name !s; 4 namespace s
 rbac.RoleRef: 1 apiGroup !s; 2 kind !s; 3 name !s
 authn.TokenRequestSpec: 1 audiences ![]s; 4 expirationSeconds *i; 3 boundObjectRef *authn.BoundObjectReference; 5
-  attestations {}authn.AttestationValue
+  attestations {}Ls
 authn.TokenRequestStatus: 1 token !s; 2 expirationTimestamp !t
 authn.TokenReviewSpec: 1 token s; 2 audiences []s
 authn.TokenReviewStatus: 1 authenticated b; 2 user authn.UserInfo; 4 audiences []s; 3 error s
@@ -161,7 +161,6 @@ core.SessionAffinityConfig: 1 clientIP *core.ClientIPConfig
 core.LoadBalancerStatus: 1 ingress []core.LoadBalancerIngress
 meta.Condition: 1 type !s; 2 status !s; 3 observedGeneration i; 4 lastTransitionTime !t; 5 reason !s; 6 message !s
 authn.BoundObjectReference: 1 kind s; 2 apiVersion s; 3 name s; 4 uid s
-authn.AttestationValue: 1 items []s
 authn.UserInfo: 1 username s; 2 uid s; 3 groups []s; 4 extra {}Ls
 authz.ResourceAttributes: 1 namespace s; 2 verb s; 3 group s; 4 version s; 5 resource s; 6 subresource s; 7 name s; 8
   fieldSelector *authz.FieldSelectorAttributes; 9 labelSelector *authz.LabelSelectorAttributes
