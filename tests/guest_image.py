@@ -5,9 +5,9 @@ Built once from the distribution's packages (`apt-get download`, nothing is inst
 It needs root or any user that may write the cache, `apt-get`, `dpkg-deb`, `mke2fs` and `qemu-img`.
 
 What the guest does: loads its modules, prints `stead-guest: ready` on ttyS0, then `stead-guest: hostname H`,
-`stead-guest: address A` (DHCP on the first NIC), `tick N` each second (until `/run/quiet` exists) and a root shell there;
-echoes on tcp/7; serves `/www` on tcp/80 (`/` is `stead-guest H`, `/seed/` holds the NoCloud or ConfigDrive files); powers
-off on the ACPI button; runs `qemu-ga` when it has the channel. Root's password is empty on the serial shell; no ssh.
+`stead-guest: address A` (DHCP on the first NIC), `tick N` each second (until `/run/quiet` exists) and a root shell
+there; echoes on tcp/7; serves `/www` on tcp/80 (`/` is `stead-guest H`, `/seed/` holds the NoCloud or ConfigDrive
+files); powers off on the ACPI button; runs `qemu-ga` when it has the channel. No password on the serial shell; no ssh.
 
 Debian's cloud kernel has no AHCI, USB or e1000 driver: a test whose guest must see a SATA CD-ROM asks for
 `kernel="generic"`, which boots in about twice the time.
@@ -67,7 +67,9 @@ done
 hostname $host
 echo "stead-guest $host" > /www/index.html
 echo "stead-guest: hostname $host"
-echo "stead-guest: disks $(cd /sys/block; for b in vd* sd* sr* nvme*; do [ -e $b ] && printf '%s:%s ' $b $(cat $b/size); done)"
+cd /sys/block
+echo "stead-guest: disks $(for b in vd* sd* sr* nvme*; do [ -e $b ] && printf '%s:%s ' $b $(cat $b/size); done)"
+cd /
 for p in /sys/class/virtio-ports/*; do
   [ -e $p/name ] || continue
   mkdir -p /dev/virtio-ports; ln -sf /dev/${p##*/} "/dev/virtio-ports/$(cat $p/name)"
@@ -106,7 +108,7 @@ OS_RELEASE = 'NAME="Stead test guest"\nID=steadguest\nVERSION_ID="1"\nVERSION="1
 
 
 def kernel_path(kernel: str = "cloud") -> Path:
-    """The kernel, as `-kernel` takes it (boot with `CMDLINE`); `kernel` is `cloud` (fast) or `generic` (all drivers)."""
+    """What `-kernel` takes (boot with `CMDLINE`); `kernel` is `cloud` (fast) or `generic` (all drivers)."""
     return _built(kernel) / "vmlinuz"
 
 

@@ -1,0 +1,165 @@
+"""Carries one volume from its source to a finished disk in a pool: import, upload, clone or blank.
+
+Called by the agent's volume workers and the image commands. It holds the descriptors and the order of steps; bytes are
+read by children only (`stead.images.child`). Whatever happens, the pool holds either a whole volume or none: what was
+begun is discarded on failure and on cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+
+from stead.images.child import Program, TransferFailed, run_program, run_worker
+from stead.images.sources import Access
+from stead.images.worker import Job, Report
+from stead.storage.pools import Pool, PoolError, Volume, VolumeSpec
+
+#: what is told while a transfer runs: percent done, or None while that is not known
+OnPercent = Callable[[float | None], None]
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a volume's content comes from, with all references resolved. `kind`: http, registry, upload, pvc, blank."""
+
+    kind: str
+    url: str = ""
+    checksum: str = ""
+    access: Access = Access()
+    insecure: bool = False
+    #: of the volume to clone, for `pvc`
+    source_uid: str = ""
+    #: declared by an uploader: format, length of the body
+    format: str = ""
+    total: int = -1
+
+
+class Filled(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished volume, the image's own size, its registry digest and the labels it suggests for the claim."""
+
+    volume: Volume
+    virtual_bytes: int
+    digest: str = ""
+    labels: dict[str, str] = {}
+
+
+async def fill(
+    pool: Pool,
+    spec: VolumeSpec,
+    source: Source,
+    on_percent: OnPercent | None = None,
+    body: AsyncIterator[bytes] | None = None,
+) -> Filled:
+    """Make the volume with the source's content. TransferFailed or PoolError; nothing is left behind then."""
+    tell = on_percent or (lambda _percent: None)
+    try:
+        if source.kind == "blank":
+            volume = await asyncio.to_thread(pool.create, spec)
+            return Filled(volume=volume, virtual_bytes=volume.size_bytes)
+        if source.kind == "pvc":
+            volume = await _clone(pool, spec, source.source_uid, tell)
+            return Filled(volume=volume, virtual_bytes=volume.size_bytes)
+        return await _import(pool, spec, source, tell, body)
+    except PoolError as error:
+        raise TransferFailed(
+            error.reason, f"Unable to process data: {error}", fatal=error.reason == "Invalid"
+        ) from error
+
+
+async def _clone(pool: Pool, spec: VolumeSpec, source_uid: str, tell: OnPercent) -> Volume:
+    """Clone in a thread, which ends at its next piece when we are cancelled."""
+    stop = threading.Event()
+
+    def on_share(share: float) -> None:
+        if stop.is_set():
+            raise PoolError("Failed", "the clone was given up")
+        loop.call_soon_threadsafe(tell, share * 100)
+
+    loop = asyncio.get_running_loop()
+    work = asyncio.ensure_future(asyncio.to_thread(pool.clone, source_uid, spec, on_share))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        stop.set()
+        with contextlib.suppress(PoolError):
+            await work
+        raise
+
+
+async def _import(
+    pool: Pool, spec: VolumeSpec, source: Source, tell: OnPercent, body: AsyncIterator[bytes] | None
+) -> Filled:
+    path = await asyncio.to_thread(pool.begin, spec)
+    try:
+        report = await _receive(path, spec, source, tell, body)
+        volume = await asyncio.to_thread(pool.publish, spec.uid)
+    except BaseException:
+        await asyncio.to_thread(pool.discard, spec.uid)
+        raise
+    return Filled(volume=volume, virtual_bytes=report.virtual_bytes, digest=report.digest, labels=report.labels)
+
+
+async def _receive(
+    path: Path, spec: VolumeSpec, source: Source, tell: OnPercent, body: AsyncIterator[bytes] | None
+) -> Report:
+    """Fill the begun disk at `path` from an image source."""
+    with contextlib.ExitStack() as stack:
+        target = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        stack.callback(os.close, target)
+        spill = open_scratch(path.parent)
+        stack.callback(os.close, spill)
+        job = Job(
+            kind=source.kind, url=source.url, access=source.access, checksum=source.checksum, insecure=source.insecure,
+            limit_bytes=spec.size_bytes, target=target, spill=spill, format=source.format, total=source.total,
+            # an upload comes once, so what may need random access is kept whole at once
+            mode="disk",
+        )  # fmt: skip
+
+        def on_report(report: Report) -> None:
+            tell(min(99.0, 100 * report.read / report.total) if report.total > 0 else None)
+
+        try:
+            report = await run_worker(job, on_report, body)
+        except TransferFailed as failure:
+            if not failure.scratch or body is not None:
+                raise
+            os.ftruncate(target, 0)
+            os.ftruncate(target, spec.size_bytes)
+            os.ftruncate(spill, 0)
+            report = await run_worker(msgspec.structs.replace(job, mode="scratch"), on_report)
+        if report.convert:
+            await convert_to_raw(spill, target, report.format, spec.size_bytes)
+            os.fsync(target)
+        return report
+
+
+def open_scratch(folder: Path) -> int:
+    """A file without a name on the folder's filesystem: gone when closed, whatever happens."""
+    try:
+        return os.open(folder, os.O_RDWR | os.O_TMPFILE, 0o600)
+    except (OSError, AttributeError):
+        path = folder / ".scratch"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        path.unlink()
+        return fd
+
+
+async def convert_to_raw(source: int, target: int, format: str, size_bytes: int) -> None:
+    """Convert a checked image to raw with qemu-img in a child of its own; `target` must be all holes, of `size_bytes`."""
+    descriptor = f"file.driver=file,file.filename=/dev/fd/{source},driver={format}"
+    if format == "qcow2":
+        descriptor += ",backing=null"  # read no backing file whatever the header says
+    await run_program(
+        Program(
+            arguments=("qemu-img", "convert", "-n", "--target-is-zero", "-W", "-m", "4", "--image-opts", descriptor,
+                       "--target-image-opts", f"file.driver=file,file.filename=/dev/fd/{target},driver=raw"),
+            descriptors=(source, target),
+            file_bytes=size_bytes,
+        )
+    )  # fmt: skip

@@ -1,0 +1,328 @@
+"""Volumes in a directory of one host: `<pool>/<volume-uid>/disk.img` (raw, sparse) with `volume.json` beside it.
+
+Called by the agent (volume workers, machines) and the image commands; all functions block, so callers use threads. A volume
+is made under a name of its own (`.part-<uid>`) and renamed when complete and synced: whatever is found under its uid is
+whole. One pool has one writing host; `.lock` keeps a second agent process out of the middle of an operation. No symbolic
+link is followed below the pool. `pool.json` holds the pool's uid, which PV handles carry (`pool-uid/volume-uid`).
+Source of the cloning ioctl: ioctl_ficlonerange(2); holes: lseek(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+_FICLONE = 0x40049409
+_COPY_BYTES = 64 << 20
+_FORMAT = 1
+_UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
+DISK = "disk.img"
+
+
+class PoolError(Exception):
+    """An operation on a pool failed. `reason`: NotFound, Exists, NoSpace, TooSmall, Invalid or Failed."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class VolumeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What to make: uid (the claim's), size in bytes, and whose it is (for people who look into the folder)."""
+
+    uid: str
+    size_bytes: int
+    namespace: str = ""
+    name: str = ""
+
+
+class Volume(msgspec.Struct, frozen=True, kw_only=True):
+    """What is there: `path` of the disk, size the guest sees, bytes allocated."""
+
+    uid: str
+    path: Path
+    format: str
+    size_bytes: int
+    allocated_bytes: int
+    namespace: str = ""
+    name: str = ""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Of the filesystem that holds the pool, and how much its volumes may grow to and have taken; bytes."""
+
+    capacity_bytes: int
+    free_bytes: int
+    allocated_bytes: int
+    promised_bytes: int
+
+
+class _Record(msgspec.Struct, kw_only=True):
+    format_version: int = _FORMAT
+    uid: str
+    format: str = "raw"
+    namespace: str = ""
+    name: str = ""
+    created: str = ""
+
+
+class _Identity(msgspec.Struct):
+    uid: str
+    name: str
+    format_version: int = _FORMAT
+
+
+class Pool:
+    """One directory pool; see the module text."""
+
+    def __init__(self, path: Path, name: str = "default") -> None:
+        """Open the pool, making the folder (0711) and its identity if new. PoolError if it cannot be one."""
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o711)
+            identity = path / "pool.json"
+            if not identity.exists():
+                _write_file(identity, msgspec.json.encode(_Identity(str(uuid.uuid4()), name)))
+            found = msgspec.json.decode(identity.read_bytes(), type=_Identity)
+        except (OSError, msgspec.DecodeError) as error:
+            raise PoolError("Failed", f"pool {name} at {path} cannot be opened: {error}") from error
+        if found.format_version > _FORMAT:
+            raise PoolError(
+                "Invalid", f"pool {name} at {path} was written by a newer release (format {found.format_version})"
+            )
+        self.uid, self.name = found.uid, found.name
+
+    def handle(self, volume_uid: str) -> str:
+        """The PV's volumeHandle."""
+        return f"{self.uid}/{volume_uid}"
+
+    def disk_path(self, volume_uid: str) -> Path:
+        """Where the disk of a (checked) uid lies, whether it exists or not."""
+        return self._folder(volume_uid) / DISK
+
+    def get(self, volume_uid: str) -> Volume:
+        """The volume; PoolError NotFound."""
+        folder = self._folder(volume_uid)
+        try:
+            record = msgspec.json.decode((folder / "volume.json").read_bytes(), type=_Record)
+            info = (folder / DISK).lstat()
+        except FileNotFoundError:
+            raise PoolError("NotFound", f"volume {volume_uid} is not in pool {self.name}") from None
+        except msgspec.DecodeError as error:
+            raise PoolError(
+                "Failed", f"volume {volume_uid} in pool {self.name} has a damaged record: {error}"
+            ) from error
+        if not stat.S_ISREG(info.st_mode):
+            raise PoolError("Invalid", f"the disk of volume {volume_uid} in pool {self.name} is not a regular file")
+        return Volume(uid=volume_uid, path=folder / DISK, format=record.format, size_bytes=info.st_size,
+                      allocated_bytes=info.st_blocks * 512, namespace=record.namespace, name=record.name)  # fmt: skip
+
+    def volumes(self) -> list[Volume]:
+        """All complete volumes, by uid."""
+        found = []
+        for entry in sorted(os.scandir(self.path), key=lambda e: e.name):
+            if entry.is_dir(follow_symlinks=False) and _UID.fullmatch(entry.name):
+                with contextlib.suppress(PoolError):
+                    found.append(self.get(entry.name))
+        return found
+
+    def usage(self) -> Usage:
+        """Figures for status, metrics and placement."""
+        system = os.statvfs(self.path)
+        volumes = self.volumes()
+        return Usage(
+            system.f_blocks * system.f_frsize,
+            system.f_bavail * system.f_frsize,
+            sum(v.allocated_bytes for v in volumes),
+            sum(v.size_bytes for v in volumes),
+        )
+
+    def create(self, spec: VolumeSpec) -> Volume:
+        """A blank volume; answers the existing one when it was made before (same uid)."""
+        with contextlib.suppress(PoolError):
+            return self.get(spec.uid)
+        self.begin(spec)
+        return self.publish(spec.uid)
+
+    def begin(self, spec: VolumeSpec) -> Path:
+        """Start a volume: an empty sparse disk under the partial name, whose path is answered. Replaces an older attempt."""
+        if spec.size_bytes <= 0:
+            raise PoolError("Invalid", f"volume {spec.uid} must be larger than {spec.size_bytes} bytes")
+        partial = self._partial(spec.uid)
+        record = _Record(uid=spec.uid, namespace=spec.namespace, name=spec.name,
+                         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))  # fmt: skip
+        with self._locked(), _clear_errors(f"volume {spec.uid} cannot be made in pool {self.name}"):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(mode=0o700)
+            _write_file(partial / "volume.json", msgspec.json.encode(record))
+            with (partial / DISK).open("xb") as disk:
+                os.fchmod(disk.fileno(), 0o600)
+                disk.truncate(spec.size_bytes)
+        return partial / DISK
+
+    def partial_path(self, volume_uid: str) -> Path:
+        """The disk of a volume that was begun and is not published."""
+        return self._partial(volume_uid) / DISK
+
+    def publish(self, volume_uid: str) -> Volume:
+        """The begun volume is complete: sync it and give it its name."""
+        partial, folder = self._partial(volume_uid), self._folder(volume_uid)
+        with self._locked(), _clear_errors(f"volume {volume_uid} cannot be completed in pool {self.name}"):
+            if folder.exists():
+                raise PoolError("Exists", f"volume {volume_uid} is already in pool {self.name}")
+            _sync(partial / DISK)
+            partial.chmod(0o711)
+            _sync(partial)
+            partial.rename(folder)
+            _sync(self.path)
+        return self.get(volume_uid)
+
+    def discard(self, volume_uid: str) -> None:
+        """Remove what was begun and not published; nothing there is fine."""
+        with self._locked():
+            shutil.rmtree(self._partial(volume_uid), ignore_errors=True)
+
+    def partials(self) -> list[str]:
+        """uids that were begun and neither published nor discarded (after a crash)."""
+        return sorted(e.name.removeprefix(".part-") for e in os.scandir(self.path) if e.name.startswith(".part-"))
+
+    def delete(self, volume_uid: str) -> None:
+        """Remove a volume for good; nothing there is fine."""
+        folder, doomed = self._folder(volume_uid), self.path / f".gone-{volume_uid}"
+        with self._locked(), _clear_errors(f"volume {volume_uid} cannot be removed from pool {self.name}"):
+            shutil.rmtree(doomed, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(doomed)  # first out of sight, so that a crash leaves no half volume
+                _sync(self.path)
+            shutil.rmtree(doomed, ignore_errors=True)
+            shutil.rmtree(self._partial(volume_uid), ignore_errors=True)
+
+    def clone(self, source_uid: str, spec: VolumeSpec, on_share: Callable[[float], None] | None = None) -> Volume:
+        """A new volume with the source's content, sharing blocks where the filesystem can, never depending on it.
+
+        The source must not be written meanwhile. `on_share` is called with 0.0..1.0 and may raise to give up.
+        """
+        source = self.get(source_uid)
+        if spec.size_bytes < source.size_bytes:
+            raise PoolError(
+                "TooSmall",
+                f"target resources requests storage size is smaller than the source ({spec.size_bytes} < {source.size_bytes})",
+            )
+        path = self.begin(spec)
+        try:
+            with _clear_errors(f"volume {source_uid} cannot be cloned to {spec.uid} in pool {self.name}"):
+                copy_disk(source.path, path, on_share)
+                os.truncate(path, spec.size_bytes)
+            return self.publish(spec.uid)
+        except BaseException:
+            self.discard(spec.uid)
+            raise
+
+    def resize(self, volume_uid: str, size_bytes: int) -> Volume:
+        """Make a volume larger (a smaller size is refused); the machine that uses it is told by the caller."""
+        volume = self.get(volume_uid)
+        if size_bytes < volume.size_bytes:
+            raise PoolError(
+                "TooSmall", f"volume {volume_uid} cannot shrink from {volume.size_bytes} to {size_bytes} bytes"
+            )
+        with self._locked(), _clear_errors(f"volume {volume_uid} cannot grow in pool {self.name}"):
+            fd = os.open(volume.path, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                os.ftruncate(fd, size_bytes)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        return self.get(volume_uid)
+
+    def _folder(self, volume_uid: str) -> Path:
+        if not _UID.fullmatch(volume_uid):
+            raise PoolError("Invalid", f"{volume_uid!r} is not a volume's uid")
+        return self.path / volume_uid
+
+    def _partial(self, volume_uid: str) -> Path:
+        return self.path / f".part-{self._folder(volume_uid).name}"
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.path / ".lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def copy_disk(source: Path, target: Path, on_share: Callable[[float], None] | None = None) -> None:
+    """Copy a file onto an existing one: shared blocks if the filesystem can, else data only, holes kept."""
+    tell = on_share or (lambda _share: None)
+    with contextlib.ExitStack() as stack:
+        read = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+        stack.callback(os.close, read)
+        write = os.open(target, os.O_RDWR | os.O_NOFOLLOW)
+        stack.callback(os.close, write)
+        size = os.fstat(read).st_size
+        try:
+            fcntl.ioctl(write, _FICLONE, read)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS):
+                raise
+            os.ftruncate(write, 0)
+            os.ftruncate(write, size)
+            _copy_data(read, write, size, tell)
+        os.fsync(write)
+        tell(1.0)
+
+
+def _copy_data(read: int, write: int, size: int, tell: Callable[[float], None]) -> None:
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(read, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # only a hole is left
+            raise
+        position = os.lseek(read, start, os.SEEK_HOLE)
+        while start < position:
+            copied = os.copy_file_range(read, write, min(_COPY_BYTES, position - start), start, start)
+            if not copied:
+                return
+            start += copied
+            tell(start / size)
+
+
+@contextlib.contextmanager
+def _clear_errors(what: str) -> Iterator[None]:
+    """An OSError as a PoolError that says what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PoolError("NoSpace", f"{what}: no space left on its filesystem") from error
+        raise PoolError("Failed", f"{what}: {error.strerror or error}") from error
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
