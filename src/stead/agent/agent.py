@@ -1,0 +1,243 @@
+"""The agent: keeps the machines that were placed on this host true, one task each.
+
+`run_agent` is what `run` calls. It watches VMIs with label `kubevirt.io/nodeName=<host>`, adopts machines that run
+already (same process, nothing touched), passes on the hypervisor's events, reports the host, serves the plane, and
+clears away what no VMI stands for any more. Losing the API, the hypervisor or this process stops no guest; everything
+is tried again. All state lives on one event loop; each machine's is its own task's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from stead.agent import bringup, metrics
+from stead.agent import vmi as reading
+from stead.agent.disks import Disks
+from stead.agent.host import HostReporter
+from stead.agent.lookups import Lookups
+from stead.agent.machine import API_TROUBLE, Machine
+from stead.agent.materials import Materials
+from stead.agent.nets import Nets, PodNetworks
+from stead.agent.streams import Server, Uploads
+from stead.agent.workshop import AgentSettings, Workshop
+from stead.client.contract import Client, Selection
+from stead.client.informer import Informer
+from stead.hypervisor.contract import DriverError, Hypervisor
+from stead.kinds import register
+from stead.kube.errors import ApiError
+
+log = structlog.get_logger(__name__)
+
+Object = dict[str, Any]
+
+#: phases in which the instance belongs to its host's agent
+OURS = ("Scheduled", "Running", "Succeeded", "Failed")
+CLEAN_SECONDS = 300.0
+RETRY_SECONDS = 2.0
+#: a start waits for its first sight of the API only so long before it goes on waiting in the background
+CLOSE_SECONDS = 10.0
+
+
+class AgentDeps(msgspec.Struct, frozen=True, kw_only=True):
+    """What `run` puts together. `pod_networks` and `uploads` may be None; `tls` None serves plain HTTP (tests only)."""
+
+    client: Client
+    hypervisor: Hypervisor
+    materials: Materials
+    settings: AgentSettings
+    pod_networks: PodNetworks | None = None
+    uploads: Uploads | None = None
+    tls: ssl.SSLContext | None = None
+    #: further tasks that live as long as the agent (the volume worker), each run until cancelled
+    companions: tuple[Callable[[], Awaitable[None]], ...] = ()
+
+
+class Agent:
+    """One agent. `open` starts everything and returns once it listens; `close` leaves all guests running."""
+
+    def __init__(self, deps: AgentDeps) -> None:
+        self._deps = deps
+        settings = deps.settings
+        lookups = Lookups(deps.client)
+        disks = Disks(lookups, deps.materials, settings.host_disk_roots)
+        self.shop = Workshop(deps.client, deps.hypervisor, disks, Nets(lookups, deps.pod_networks), settings)
+        selection = Selection(labels=f"{reading.NODE_LABEL}={settings.host_name}")
+        self._informer = Informer(deps.client, register.VIRTUAL_MACHINE_INSTANCE, selection)
+        self.host = HostReporter(deps.client, settings)
+        names = settings.plane_names if deps.tls is not None else None
+        self.server = Server(self, deps.uploads, names)
+        self.machines: dict[str, Machine] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._background: list[asyncio.Task[None]] = []
+        self.port = 0
+
+    # life --------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Listen, then reach hypervisor and API in the background, for as long as that takes."""
+        settings = self._deps.settings
+        for folder in (settings.machines_dir, settings.run_dir, self.shop.sockets_dir, settings.state_dir):
+            await asyncio.to_thread(folder.mkdir, 0o711, True, True)
+        self.port = await self.server.open(settings.agent_address, settings.agent_port, self._deps.tls)
+        for work in (self.host.run, self._work, *self._deps.companions):
+            self._background.append(asyncio.create_task(_forever(work), name=f"agent {work.__qualname__}"))
+
+    async def close(self) -> None:
+        """Stop everything of ours; no guest is disturbed."""
+        tasks = [*self._background, *self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await asyncio.gather(*tasks, return_exceptions=True)
+        await self.server.close()
+        await self.shop.events.close()
+        with contextlib.suppress(DriverError):
+            await self._deps.hypervisor.close()
+
+    async def _work(self) -> None:
+        await self._open_hypervisor()
+        self._informer.add_listener(self._heard)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._informer.run(), name="machines informer")
+            group.create_task(self._follow_hypervisor(), name="hypervisor events")
+            group.create_task(self._clean(), name="left-overs")
+
+    async def _open_hypervisor(self) -> None:
+        while self.shop.capabilities is None:
+            try:
+                await self._deps.hypervisor.open()
+                self.shop.capabilities = await self._deps.hypervisor.capabilities()
+                self.host.capabilities, self.host.problem = self.shop.capabilities, ""
+            except DriverError as error:
+                self.host.problem = f"the hypervisor cannot be reached: {error}"
+                log.warning("the hypervisor cannot be reached, trying again", error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+            self.host.wake()
+
+    # objects -----------------------------------------------------------------------------------------------------
+
+    def _heard(self, old: Object | None, new: Object | None) -> None:
+        """A VMI of this host changed."""
+        if new is None:
+            known = self.machines.get(reading.uid(old)) if old is not None else None
+            if known is not None:
+                known.gone()
+            return
+        uid = reading.uid(new)
+        known = self.machines.get(uid)
+        if known is not None:
+            known.offer(new)
+        elif reading.phase(new) in OURS:
+            self._begin(new)
+
+    def _begin(self, vmi: Object) -> None:
+        uid = reading.uid(vmi)
+        machine = self.machines[uid] = Machine(self.shop, vmi)
+        task = self._tasks[uid] = asyncio.create_task(machine.run(), name=f"machine {uid}")
+        task.add_done_callback(lambda done: self._ended(uid, done))
+
+    def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
+        self.machines.pop(uid, None)
+        self._tasks.pop(uid, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a machine's task ended by an error", machine=uid, error=repr(task.exception()))
+
+    def machine(self, namespace: str, name: str) -> Machine | None:
+        """The machine of that name; of several (an old one still being removed) the one that is not deleted."""
+        found = [m for m in self.machines.values() if reading.key(m.vmi) == (namespace, name)]
+        found.sort(key=lambda m: reading.is_deleting(m.vmi))
+        return found[0] if found else None
+
+    # hypervisor --------------------------------------------------------------------------------------------------
+
+    async def _follow_hypervisor(self) -> None:
+        while True:
+            try:
+                async for event in self._deps.hypervisor.events():
+                    for machine in self._concerned(event.uid):
+                        machine.notify(event)
+            except DriverError as error:
+                log.warning("events of the hypervisor stopped, listening again", error=str(error))
+            for machine in self.machines.values():
+                machine.look()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _concerned(self, uid: str) -> list[Machine]:
+        if not uid:
+            return list(self.machines.values())
+        machine = self.machines.get(uid)
+        return [machine] if machine is not None else []
+
+    # left-overs --------------------------------------------------------------------------------------------------
+
+    async def _clean(self) -> None:
+        await self._informer.wait_synced(timeout_seconds=10**9)
+        while True:
+            try:
+                await self.clean()
+            except (DriverError, *API_TROUBLE) as error:
+                log.warning("left-overs could not be cleared away, trying again", error=str(error))
+            await asyncio.sleep(CLEAN_SECONDS)
+
+    async def clean(self) -> None:
+        """Remove machines, ports and files that no VMI stands for. Each is asked for by name before it is touched."""
+        listed = {seen.uid: (seen.namespace, seen.name) for seen in await self._deps.hypervisor.list()}
+        kept = await asyncio.to_thread(self.shop.records.uids)
+        attached = await self.shop.nets.machines()
+        for uid in (set(listed) | kept | attached | set(self.shop.identities.owner_ids())) - set(self.machines):
+            record = await asyncio.to_thread(self.shop.records.read, uid)
+            place = (record.namespace, record.name) if record else listed.get(uid, ("", ""))
+            if await self._is_abandoned(uid, place) and uid not in self.machines:
+                log.warning("clearing away a machine that no instance stands for", machine=uid, name="/".join(place))
+                await bringup.release(self.shop, uid, record.prepared if record else None)
+
+    async def _is_abandoned(self, uid: str, place: tuple[str, str]) -> bool:
+        """True when the API says now that there is no instance with this uid on this host."""
+        if not place[1]:
+            # Nothing tells its name: it never came to a definition or record. The fresh list decides.
+            found = await self._deps.client.list(register.VIRTUAL_MACHINE_INSTANCE)
+            return uid not in {reading.uid(vmi) for vmi in found.items}
+        try:
+            vmi = await self._deps.client.get(register.VIRTUAL_MACHINE_INSTANCE, *place)
+        except ApiError as error:
+            if error.code == 404:
+                return True
+            raise
+        return reading.uid(vmi) != uid
+
+    async def metrics(self) -> bytes:
+        """The page of `/metrics`."""
+        sessions = {
+            "kubevirt_console_active_connections": self.server.sessions.count("console"),
+            "kubevirt_vnc_active_connections": self.server.sessions.count("vnc"),
+            "kubevirt_portforward_active_tunnels": self.server.port_forwards,
+        }
+        return await metrics.collect(self.machines.values(), self._deps.settings.host_name, sessions)
+
+
+async def _forever(work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work` again whenever it fails: a defect in one duty must not end the others."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("a duty of the agent failed, starting it again")
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+async def run_agent(deps: AgentDeps) -> None:
+    """Run an agent until cancelled."""
+    agent = Agent(deps)
+    await agent.open()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await agent.close()

@@ -1,0 +1,105 @@
+"""Brings one machine up and takes it away: prepare, define, start; stop, undefine, release. Steps of `machine.py`.
+
+Each function is idempotent, so that whatever a crash of the agent interrupted is simply done again. What `prepare`
+makes stays until `release`, except ports, which are taken back at once when preparing fails. Runs in the machine's
+own tasks only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from stead.agent import paths
+from stead.agent import vmi as reading
+from stead.agent.disks import Owner
+from stead.agent.plan import HostSide, field_path, machine_from, memory_overhead
+from stead.agent.prepared import Prepared, Unsupported
+from stead.agent.record import Record
+from stead.agent.workshop import Workshop
+from stead.hypervisor import contract
+from stead.hypervisor.contract import Machine, Observed
+
+Object = dict[str, Any]
+
+
+async def prepare(shop: Workshop, vmi: Object) -> Prepared:
+    """Everything that the machine needs before it can be defined. Raises NotReady, Unsupported, ApiError, OSError."""
+    uid = reading.uid(vmi)
+    number = await asyncio.to_thread(shop.identities.take, uid)
+    directory = await asyncio.to_thread(shop.records.directory, uid)
+    shop.sockets_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    run_dir = await asyncio.to_thread(paths.make_directory, shop.sockets_dir, uid, uid=number, gid=number, mode=0o700)
+    owner = Owner(number, number, directory)
+    volumes = await shop.disks.prepare(vmi, owner)
+    _take_disks(shop, vmi, volumes)
+    kernel = await shop.disks.prepare_kernel(vmi)
+    tables = await shop.disks.prepare_acpi_tables(vmi, owner)
+    ports = await shop.nets.prepare(vmi, number)
+    return Prepared(
+        uid=number, gid=number, directory=str(directory), run_dir=str(run_dir), volumes=volumes, nics=ports.nics,
+        addresses=ports.addresses, kernel=kernel, acpi_tables=tables, memory_overhead=memory_overhead(vmi),
+    )  # fmt: skip
+
+
+def _take_disks(shop: Workshop, vmi: Object, volumes: tuple[Any, ...]) -> None:
+    shareable = {d["name"] for d in reading.devices(vmi).get("disks") or [] if d.get("shareable")}
+    for volume in volumes:
+        if (volume.claim or volume.kind == "hostDisk") and volume.kind != "ephemeral":
+            shop.disks_in_use.take(reading.uid(vmi), volume.path, shared=volume.name in shareable)
+
+
+def plan(shop: Workshop, vmi: Object, prepared: Prepared) -> Machine:
+    """The hypervisor's machine. Raises Unsupported."""
+    settings = shop.settings
+    side = HostSide(instance=settings.instance, capabilities=shop.known_capabilities(), pids_limit=settings.pids_limit)
+    return machine_from(vmi, prepared, side)
+
+
+async def define(shop: Workshop, machine: Machine) -> None:
+    """Define it; a field that the driver cannot honour is told by the VMI's path."""
+    try:
+        await shop.hypervisor.define(machine)
+    except contract.Unsupported as error:
+        raise Unsupported(field_path(error.field), str(error)) from error
+
+
+async def start(shop: Workshop, vmi: Object, prepared: Prepared, machine: Machine) -> Observed:
+    """Start what is defined. From the record on, this machine is never started a second time. Raises DriverError."""
+    uid = machine.uid
+    record = Record(uid=uid, namespace=machine.namespace, name=machine.name, prepared=prepared, started=True)
+    await asyncio.to_thread(shop.records.write, record)
+    await shop.hypervisor.start(uid, paused=reading.starts_paused(vmi))
+    await shop.nets.settle(uid)
+    return await shop.hypervisor.observe(uid)
+
+
+async def release(shop: Workshop, uid: str, prepared: Prepared | None) -> None:
+    """Leave nothing of a machine: its process, definition, ports, private files, uid. Its claims go back to root."""
+    await shop.hypervisor.stop(uid)
+    await shop.hypervisor.undefine(uid)
+    await shop.nets.release(uid)
+    shop.disks_in_use.free(uid)
+    if prepared is not None:
+        await asyncio.to_thread(_take_back_disks, shop, prepared)
+    await asyncio.to_thread(paths.remove_tree, shop.sockets_dir, uid)
+    await asyncio.to_thread(shop.records.remove, uid)
+    await asyncio.to_thread(shop.identities.free, uid)
+
+
+def _take_back_disks(shop: Workshop, prepared: Prepared) -> None:
+    roots = (*shop.disks.roots(), *shop.settings.host_disk_roots)
+    for volume in prepared.volumes:
+        if not (volume.claim or volume.kind == "hostDisk") or volume.kind == "ephemeral":
+            continue
+        located = paths.below(Path(volume.path), roots)
+        if located is not None:
+            _give_to_root(*located)
+
+
+def _give_to_root(root: Path, relative: str) -> None:
+    try:
+        paths.give(root, relative, 0, 0)
+    except OSError:
+        return  # the volume has been deleted meanwhile
