@@ -267,8 +267,7 @@ class Transport:
         return copied
 
     def _subresource(self, case: Json, path: Any) -> Answer:
-        body = case["request"].get("body")
-        decision = self._decide(path["plural"], path["name"] or "", path["sub"] or "", body, path["ns"])
+        decision = self._decide(path, case["request"].get("body"))
         if case.get("effect", not decision.dry_run):
             self._carry_out(path["name"], decision, path["sub"] or "")
         recorded = case["response"]["body"]
@@ -288,54 +287,14 @@ class Transport:
         if sub == "stop" and not decision.dry_run:
             self.world.objects.pop(("VirtualMachineInstance", "ora", name), None)
 
-    def _decide(self, plural: str, name: str, sub: str, body: Any, namespace: str) -> lifecycle.Decision:
-        if plural == "expand-vm-spec":
-            return lifecycle.decide_expand_body(body, cluster_from_lookup(self.world), namespace)
-        machine, instance = self.world.machine(name), self.world.instance(name)
-        graph = "ObjectGraph" in self.world.gates()
-        word, _, rest = sub.partition("/")
-        of_machine = plural == "virtualmachines"
-        if word == "portforward":
-            port, _, protocol = rest.partition("/")
-            if of_machine:
-                return lifecycle.decide_machine_port_forward(name, machine, instance, int(port), protocol or "tcp")
-            return lifecycle.decide_port_forward(name, instance, int(port), protocol or "tcp")
-        if word == "sev":
-            return lifecycle.decide_sev(name, instance, rest, body)
-        machine_calls = {
-            "start": lambda: lifecycle.decide_start(name, machine, instance, body),
-            "stop": lambda: lifecycle.decide_stop(name, machine, instance, body),
-            "restart": lambda: lifecycle.decide_restart(name, machine, instance, body),
-            "migrate": lambda: lifecycle.decide_migrate(name, machine, instance, body, True),
-            "addvolume": lambda: lifecycle.decide_add_volume(name, machine, body),
-            "removevolume": lambda: lifecycle.decide_remove_volume(name, machine, body),
-            "memorydump": lambda: lifecycle.decide_memory_dump(name, machine, instance),
-            "removememorydump": lambda: lifecycle.decide_remove_memory_dump(name, machine, body),
-            "expand-spec": lambda: lifecycle.decide_expand(name, machine, cluster_from_lookup(self.world), namespace),
-            "objectgraph": lambda: lifecycle.decide_machine_graph(name, machine, graph),
-            "evacuate": lambda: lifecycle.decide_cancel_evacuation(name, instance, body, machine, of_machine=True),
-        }
-        instance_calls = {
-            "pause": lambda: lifecycle.decide_pause(name, instance, body),
-            "unpause": lambda: lifecycle.decide_unpause(name, instance, body, machine),
-            "freeze": lambda: lifecycle.decide_freeze(name, instance, body),
-            "unfreeze": lambda: lifecycle.decide_unfreeze(name, instance),
-            "softreboot": lambda: lifecycle.decide_soft_reboot(name, instance),
-            "reset": lambda: lifecycle.decide_reset(name, instance),
-            "console": lambda: lifecycle.decide_console(name, instance),
-            "vnc": lambda: (lifecycle.decide_screenshot if rest else lifecycle.decide_vnc)(name, instance),
-            "usbredir": lambda: lifecycle.decide_usb_redirection(name, instance),
-            "vsock": lambda: lifecycle.decide_vsock(name, instance),
-            "addvolume": lambda: lifecycle.decide_add_instance_volume(name, instance, body),
-            "removevolume": lambda: lifecycle.decide_remove_instance_volume(name, instance, body),
-            "objectgraph": lambda: lifecycle.decide_instance_graph(name, instance, graph),
-            "evacuate": lambda: lifecycle.decide_cancel_evacuation(name, instance, body),
-            "backup": lambda: lifecycle.decide_backup(name, instance),
-            "redefine-checkpoint": lambda: lifecycle.decide_redefine_checkpoint(name, instance),
-        }
-        if word in lifecycle.GUEST_INFORMATION:
-            return lifecycle.decide_guest_information(name, instance, word)
-        return (machine_calls if of_machine else instance_calls)[word]()
+    def _decide(self, path: Any, body: Any) -> lifecycle.Decision:
+        name = path["name"] or ""
+        call = lifecycle.Call(
+            plural=path["plural"], namespace=path["ns"], name=name, path=path["sub"] or "", body=body,
+            cluster=cluster_from_lookup(self.world), machine=self.world.machine(name),
+            instance=self.world.instance(name), can_migrate=True,
+        )  # fmt: skip
+        return lifecycle.decide(call)
 
 
 def settings_of(case: Json) -> Json:

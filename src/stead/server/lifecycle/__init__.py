@@ -1,7 +1,7 @@
 """What each subresource of machines and instances does, decided without doing it.
 
-The server reads the machine and its instance from memory, calls one `decide_*` here, and carries out the `Decision`:
-JSON patches, a call to the agent, or a stream. Refusals are raised as `ApiError` with the codes and texts that KubeVirt
+The server reads the machine and its instance from memory, calls `decide`, and carries out the `Decision`: JSON patches,
+a call to the agent, or a stream. Refusals are raised as `ApiError` with the codes and texts that KubeVirt
 answers; `PlainError` is answered as text/plain. All functions are pure and take None for an object that does not exist.
 """
 
@@ -37,6 +37,7 @@ from stead.server.lifecycle.power import (
     decide_start,
     decide_stop,
 )
+from stead.server.lifecycle.routes import EXPAND, INSTANCES, MACHINES, Call, decide, method_of
 from stead.server.lifecycle.volumes import (
     decide_add_instance_volume,
     decide_add_volume,
@@ -47,9 +48,14 @@ from stead.server.lifecycle.volumes import (
 )
 
 __all__ = [
+    "EXPAND",
     "GUEST_INFORMATION",
+    "INSTANCES",
+    "MACHINES",
+    "Call",
     "Decision",
     "PlainError",
+    "decide",
     "decide_add_instance_volume",
     "decide_add_volume",
     "decide_backup",
@@ -82,4 +88,5 @@ __all__ = [
     "decide_usb_redirection",
     "decide_vnc",
     "decide_vsock",
+    "method_of",
 ]
