@@ -3,7 +3,15 @@
 import pytest
 
 from stead.kube import encoding
-from stead.kube.encoding import DecodeError, decode, decode_object, decode_yaml_all, encode, encode_yaml
+from stead.kube.encoding import (
+    DecodeError,
+    decode,
+    decode_documents,
+    decode_object,
+    decode_yaml_all,
+    encode,
+    encode_yaml,
+)
 from stead.kube.errors import ApiError
 
 
@@ -39,6 +47,15 @@ def test_several_documents() -> None:
     assert [d.value for d in documents] == [{"a": 1}, {"b": 2}, None]
     with pytest.raises(DecodeError):
         decode(b"a: 1\n---\nb: 2\n", "application/yaml")
+
+
+def test_manifests() -> None:
+    assert decode_documents(b"---\na: 1\n---\n---\nb: 2\n") == [{"a": 1}, {"b": 2}]
+    assert decode_documents(b' {"a": 1}') == [{"a": 1}]
+    assert decode_documents(b"") == []
+    for bad in (b"- a\n", b"{", b"a: [", b"just text"):
+        with pytest.raises(ApiError):
+            decode_documents(bad)
 
 
 def billion_laughs() -> bytes:

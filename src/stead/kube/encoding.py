@@ -235,6 +235,24 @@ def decode_yaml_all(body: bytes) -> list[Decoded]:
     return builder.documents
 
 
+def decode_documents(data: bytes) -> list[dict[str, Any]]:
+    """The objects of a manifest file: one JSON object, or YAML documents; empty ones are left out. Raises ApiError 400.
+
+    The caller bounds the length; nesting and aliases are bounded as everywhere.
+    """
+    try:
+        if data.lstrip()[:1] == b"{":
+            values = [decode_json(data).value]
+        else:
+            values = [document.value for document in decode_yaml_all(data)]
+    except DecodeError as error:
+        raise ApiError("BadRequest", f"error parsing manifest: {error}") from error
+    objects = [value for value in values if value is not None]
+    if not all(isinstance(value, dict) for value in objects):
+        raise ApiError("BadRequest", "error parsing manifest: every document must be an object")
+    return objects
+
+
 class _Frame:
     """An open mapping or sequence while events come in."""
 

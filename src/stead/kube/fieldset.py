@@ -172,6 +172,8 @@ def compare(schema: Schema, old: Any, new: Any) -> Comparison:
 
 def _compare(schema: Schema, pair: tuple[Any, Any], path: Path, into: tuple[set[Path], set[Path], set[Path]]) -> None:
     old, new = pair
+    if old is new or (old == new and _same(old, new)):
+        return
     added, modified, removed = into
     if path and old is _ABSENT:
         added.add(path)
@@ -201,6 +203,8 @@ def _granular_children(schema: Schema, value: Any) -> dict[str, tuple[Any, Schem
 
 def _same(left: Any, right: Any) -> bool:
     """Equality in which true is not 1, but 1.0 is."""
+    if left is right:
+        return True
     if isinstance(left, bool) != isinstance(right, bool):
         return False
     if isinstance(left, dict) and isinstance(right, dict):
