@@ -185,7 +185,7 @@ class Machines:
         if foreign and failure is None:
             failure = Failure("FailedCreate", f"instance {view.vm['metadata']['name']} exists and has another owner")
         await self._tell(view, pins, failure, start_pending=pending)
-        if failure is not None and run.action == "start":
+        if failure is not None:
             return 15.0
         return run.wait or None
 

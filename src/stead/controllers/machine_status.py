@@ -303,8 +303,8 @@ def _plain(value: Any, field: str = "") -> Any:
 #: Empty dictionaries that mean something by being there.
 _MARKERS = frozenset(
     (
-        "masquerade", "bridge", "passt", "slirp", "sriov", "pod", "rng", "tpm", "watchdog", "acpi", "efi", "bios", "smm",
-        "kvm", "hyperv", "utc", "emptyDisk", "emptyDir", "downwardMetrics", "disk", "cdrom", "lun", "panic",
+        "masquerade", "bridge", "passt", "slirp", "sriov", "pod", "rng", "tpm", "watchdog", "acpi", "efi", "bios",
+        "smm", "kvm", "hyperv", "utc", "emptyDisk", "emptyDir", "downwardMetrics", "disk", "cdrom", "lun", "panic",
     )
 )  # fmt: skip
 
