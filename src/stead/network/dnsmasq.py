@@ -30,8 +30,6 @@ def dns_configuration(config: NetworkConfig, folder: Path) -> str:
         "no-hosts",
         "user=nobody",
         "cache-size=1000",
-        "stop-dns-rebind",
-        "rebind-localhost-ok",
     ]
     if config.upstream:
         lines += ["no-resolv", *(f"server={server}" for server in config.upstream)]
@@ -61,8 +59,6 @@ def dhcp_configuration(request: Attachment, tap: str, mtu: int, dns: str, folder
         "ra-param=*,0,0",
         f"dhcp-range={request.guest_ipv6},{request.guest_ipv6},120,{_LEASE_SECONDS}",
     ]
-    if request.hostname:
-        lines.append(f"dhcp-option-force=option:hostname,{request.hostname}")
     if request.search_domains:
         lines.append(f"dhcp-option-force=option:domain-search,{','.join(request.search_domains)}")
     if request.tftp_server:

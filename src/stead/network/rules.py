@@ -72,6 +72,8 @@ table inet {MACHINE_TABLE} {{
     ct state established,related accept
     iifname "{tap}" udp dport {{ 67, 547 }} accept
     meta l4proto {{ icmp, ipv6-icmp }} accept
+    iifname "{UPLINK}" meta l4proto tcp reject with tcp reset
+    iifname "{UPLINK}" reject
   }}
 }}
 """

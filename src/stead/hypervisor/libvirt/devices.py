@@ -103,7 +103,9 @@ def disk_element(machine: Machine, disk: Disk, target: str = "") -> ET.Element:
 
 
 def _add_source(element: ET.Element, disk: Disk) -> None:
-    """Source and backing file. Files that machines share keep their owner, so that none of them can write them."""
+    """Source and backing file. Files that machines share keep their owner also where libvirt's default user runs QEMU
+    and files are given to it.
+    """
     attribute = "dev" if disk.source == "block" else "file"
     if not disk.path:
         return

@@ -49,6 +49,7 @@ from stead.hypervisor.libvirt.xml import (
     fingerprint,
     mark_from_element,
     mark_from_xml,
+    nvram_template,
 )
 from stead.hypervisor.subscribers import Subscribers
 
@@ -295,6 +296,8 @@ class LibvirtHypervisor:
 
         def start(connection: libvirt.virConnect) -> int:
             domain = _lookup(connection, uid)
+            if mark.machine is not None and mark.machine.firmware.nvram:
+                process.prepare_nvram(mark.machine, nvram_template(_inactive_xml(domain)))
             try:
                 domain.createWithFlags(flags)
             except libvirt.libvirtError as error:

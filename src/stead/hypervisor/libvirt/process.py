@@ -83,7 +83,9 @@ def limit_tasks(uid: str, limit: int, pid: int) -> str:
 def _unified_limit(pid: int) -> Path | None:
     """`pids.max` of the machine's scope under cgroup version 2: the ancestor that libvirt named after the machine."""
     with contextlib.suppress(OSError):
-        found = re.search(r"^0::(/.*/[^/]*qemu[^/]*)(?:/(?:libvirt|emulator|vcpu).*)?$", Path(f"/proc/{pid}/cgroup").read_text(), re.M)
+        found = re.search(
+            r"^0::(/.*/[^/]*qemu[^/]*)(?:/(?:libvirt|emulator|vcpu).*)?$", Path(f"/proc/{pid}/cgroup").read_text(), re.M
+        )
         if found is not None:
             path = Path("/sys/fs/cgroup") / found.group(1).lstrip("/") / "pids.max"
             return path if path.exists() else None
@@ -94,6 +96,23 @@ def release_limit(uid: str) -> None:
     """Remove the cgroup that `limit_tasks` made; nothing when there is none or a process is still in it."""
     with contextlib.suppress(OSError):
         (_PIDS_V1 / _PIDS_PARENT / uid).rmdir()
+
+
+def prepare_nvram(machine: Machine, template: str) -> None:
+    """The machine's UEFI variables, from the firmware's template, owned by the machine; kept when there are some.
+
+    libvirt would make the file for its default user, which is not the machine's. The name is created exclusively, so
+    that nothing planted there is followed.
+    """
+    path = machine.firmware.nvram
+    if not template or os.path.lexists(path):
+        return
+    content = Path(template).read_bytes()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        if machine.isolation.uid:
+            os.fchown(stream.fileno(), machine.isolation.uid, machine.isolation.gid or machine.isolation.uid)
 
 
 def remove_sockets(machine: Machine) -> None:

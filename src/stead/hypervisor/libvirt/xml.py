@@ -98,6 +98,12 @@ def mark_from_element(domain: ET.Element) -> Mark | None:
     )
 
 
+def nvram_template(text: str) -> str:
+    """The file that libvirt chose to make a machine's UEFI variables from; empty when it names none."""
+    nvram = ET.fromstring(text).find("os/nvram")  # noqa: S314  # from libvirt itself
+    return "" if nvram is None else nvram.get("template", "")
+
+
 def definition_digest(text: str) -> str:
     """Digest of a domain's XML as libvirt prints it, without our metadata: changes when somebody else edits it."""
     domain = ET.fromstring(text)  # noqa: S314  # from libvirt itself
@@ -283,10 +289,12 @@ def _add_clock(domain: ET.Element, machine: Machine) -> None:
 
 
 def _add_labels(domain: ET.Element, machine: Machine) -> None:
-    """A uid of its own: libvirt runs QEMU as it, and owns the machine's private files by it while the machine runs."""
+    """A uid of its own for QEMU. libvirt changes no file's owner: whoever made a file gave it to the machine, and files
+    that machines share (a kernel, a base image) belong to none of them.
+    """
     isolation = machine.isolation
     if isolation.uid:
-        label = ET.SubElement(domain, "seclabel", type="static", model="dac", relabel="yes")
+        label = ET.SubElement(domain, "seclabel", type="static", model="dac", relabel="no")
         _text(label, "label", f"+{isolation.uid}:+{isolation.gid or isolation.uid}")
 
 
