@@ -1,0 +1,247 @@
+"""Which rules of its schema an object breaks, in the API server's words.
+
+Called through `schema`. Stateless but for compiled patterns and rules; safe from any thread. Follows go-openapi's
+validator and apiextensions' list-type and CEL checks as recorded from kube-apiserver 1.36.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from stead.kube.errors import cause
+from stead.kube.meta import parse_time
+from stead.kube.structural import INT_OR_STRING, LIST_KEYS, LIST_TYPE, OBJECT_META, Schema, child, join, type_of
+
+Causes = list[dict[str, str]]
+
+
+def validate(schema: Schema, value: Any, path: str = "", name: str | None = None) -> Causes:
+    """`details.causes` for all that breaks the schema, in schema order.
+
+    `path` is the field path of causes; `name` the path that texts show, where that differs (the status subresource is
+    validated with path "status" and name "").
+    """
+    return _Validation().check(schema, value, path, path if name is None else name)
+
+
+def _invalid(path: str, value: Any, text: str) -> dict[str, str]:
+    return cause(path or "<nil>", f"Invalid value: {_shown(value)}: {text}")
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+class _Validation:
+    """The checks of one pass; no state, the class only groups them."""
+
+    def check(self, schema: Schema, value: Any, path: str, name: str) -> Causes:
+        if value is None and (schema.get("nullable") or "type" not in schema):
+            return []
+        causes = self._type(schema, value, path, name)
+        causes += self._enum(schema, value, path)
+        if isinstance(value, str):
+            causes += self._string(schema, value, path, name)
+        elif isinstance(value, bool):
+            pass
+        elif isinstance(value, int | float):
+            causes += self._number(schema, value, path, name)
+        elif isinstance(value, list):
+            causes += self._list(schema, value, path, name)
+        elif isinstance(value, dict):
+            causes += self._object(schema, value, path, name)
+        return causes + self._junctors(schema, value, path, name)
+
+    def _type(self, schema: Schema, value: Any, path: str, name: str) -> Causes:
+        actual = type_of(value)
+        if schema.get(INT_OR_STRING):
+            allowed = ["integer", "string"]
+        elif wanted := schema.get("type"):
+            allowed = [wanted]
+        else:
+            return []
+        if actual in allowed or (actual == "integer" and allowed == ["number"]):
+            return []
+        text = f'Invalid value: "{actual}": {name} in body must be of type {",".join(allowed)}: "{actual}"'
+        causes = [cause(path or "<nil>", text, "FieldValueTypeInvalid")]
+        if actual == "number" and allowed == ["integer"]:
+            kind = f"format {schema['format']}" if schema.get("format") else "(default format)"
+            causes.append(cause("<nil>", f'Invalid value: "": Checked value must be of type integer {kind} in {name}'))
+        return causes
+
+    def _enum(self, schema: Schema, value: Any, path: str) -> Causes:
+        allowed = schema.get("enum")
+        if not allowed or value in allowed:
+            return []
+        listed = ", ".join(_shown(v) for v in allowed)
+        text = f"Unsupported value: {_shown(value)}: supported values: {listed}"
+        return [cause(path, text, "FieldValueNotSupported")]
+
+    def _string(self, schema: Schema, value: str, path: str, name: str) -> Causes:
+        causes: Causes = []
+        longest, shortest, pattern = schema.get("maxLength"), schema.get("minLength"), schema.get("pattern")
+        if longest is not None and len(value) > longest:
+            causes.append(cause(path, f"Too long: may not be more than {longest} bytes", "FieldValueTooLong"))
+        if shortest is not None and len(value) < shortest:
+            causes.append(_invalid(path, value, f"{name} in body should be at least {shortest} chars long"))
+        if pattern is not None and not _pattern(pattern).search(value):
+            causes.append(_invalid(path, value, f"{name} in body should match '{pattern}'"))
+        form = schema.get("format", "")
+        if not _has_format(form, value):
+            text = f"Invalid value: {_shown(value)}: {name} in body must be of type {form}: {_shown(value)}"
+            causes.append(cause(path, text, "FieldValueTypeInvalid"))
+        return causes
+
+    def _number(self, schema: Schema, value: int | float, path: str, name: str) -> Causes:
+        causes: Causes = []
+        top, bottom, step = schema.get("maximum"), schema.get("minimum"), schema.get("multipleOf")
+        if top is not None and (value > top or (value == top and schema.get("exclusiveMaximum"))):
+            less = "less than" if schema.get("exclusiveMaximum") else "less than or equal to"
+            causes.append(_invalid(path, value, f"{name} in body should be {less} {top}"))
+        if bottom is not None and (value < bottom or (value == bottom and schema.get("exclusiveMinimum"))):
+            more = "greater than" if schema.get("exclusiveMinimum") else "greater than or equal to"
+            causes.append(_invalid(path, value, f"{name} in body should be {more} {bottom}"))
+        if step and value % step:
+            causes.append(_invalid(path, value, f"{name} in body should be a multiple of {step}"))
+        form = schema.get("format")
+        bits = {"int32": 31, "int64": 63}.get(form or "")
+        if bits and schema.get("type") == "integer" and not -(2**bits) <= value < 2**bits:
+            causes.append(
+                cause("<nil>", f'Invalid value: "": Checked value must be of type integer with format {form} in {name}')
+            )
+        return causes
+
+    def _list(self, schema: Schema, value: list[Any], path: str, name: str) -> Causes:
+        causes: Causes = []
+        most, least, items = schema.get("maxItems"), schema.get("minItems"), schema.get("items")
+        if most is not None and len(value) > most:
+            causes.append(cause(path, f"Too many: {len(value)}: must have at most {most} items", "FieldValueTooMany"))
+        if least is not None and len(value) < least:
+            causes.append(_invalid(path, len(value), f"{name} in body should have at least {least} items"))
+        if isinstance(items, dict):
+            for index, item in enumerate(value):
+                causes += self.check(items, item, f"{path}[{index}]", f"{name}[{index}]")
+        return causes + list(_duplicates(schema, value, path))
+
+    def _object(self, schema: Schema, value: dict[str, Any], path: str, name: str) -> Causes:
+        causes: Causes = []
+        most, least = schema.get("maxProperties"), schema.get("minProperties")
+        if most is not None and len(value) > most:
+            causes.append(cause(path, f"Too many: {len(value)}: must have at most {most} items", "FieldValueTooMany"))
+        if least is not None and len(value) < least:
+            causes.append(_invalid(path, len(value), f"{name} in body should have at least {least} properties"))
+        for key in schema.get("required", []):
+            if key not in value:
+                causes.append(cause(join(path, key), "Required value", "FieldValueRequired"))
+        for key, item in value.items():
+            inner = child(schema, key)
+            # The metadata of an object has rules of its own (see `type_mismatch` and `meta.validate_metadata`).
+            if inner is not None and inner is not OBJECT_META:
+                causes += self.check(inner, item, join(path, key), join(name, key))
+        return causes
+
+    def _junctors(self, schema: Schema, value: Any, path: str, name: str) -> Causes:
+        causes: Causes = []
+        for part in schema.get("allOf", []):
+            causes += self.check(part, value, path, name)
+        if options := schema.get("anyOf"):
+            results = [self.check(o, value, path, name) for o in options]
+            if all(results):
+                causes.append(
+                    _invalid(path, _summary(value), f"{name} in body must validate at least one schema (anyOf)")
+                )
+                causes += results[0]
+        if options := schema.get("oneOf"):
+            results = [self.check(o, value, path, name) for o in options]
+            valid = sum(not r for r in results)
+            if valid != 1:
+                found = "Found none valid" if not valid else f"Found {valid} valid alternatives"
+                text = f"{name} in body must validate one and only one schema (oneOf). {found}"
+                causes.append(_invalid(path, _summary(value), text))
+                causes += results[0] if not valid else []
+        if (inverse := schema.get("not")) and not self.check(inverse, value, path, name):
+            causes.append(_invalid(path, _summary(value), f"{name} in body must not validate the schema (not)"))
+        return causes
+
+
+def _summary(value: Any) -> Any:
+    """What messages show of a structure: nothing."""
+    return "" if isinstance(value, dict | list) else value
+
+
+@lru_cache(maxsize=512)
+def _pattern(pattern: str) -> re.Pattern[str]:
+    r"""A Go pattern as Python's; `$` must not match before a last newline, as it does not in Go."""
+    return re.compile(re.sub(r"(?<!\\)\$$", r"\\Z", pattern))
+
+
+def _has_format(form: str, value: str) -> bool:
+    if form == "date-time":
+        try:
+            parse_time(value)
+        except ValueError:
+            return False
+    elif form == "date":
+        return re.fullmatch(r"\d{4}-\d{2}-\d{2}", value) is not None
+    elif form == "uuid":
+        return re.fullmatch(r"(?i)[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}", value) is not None
+    elif form == "byte":
+        return re.fullmatch(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", value) is not None
+    return True
+
+
+def _duplicates(schema: Schema, value: list[Any], path: str) -> Iterator[dict[str, str]]:
+    """Causes for items that a set or map list holds twice."""
+    kind = schema.get(LIST_TYPE)
+    if kind not in {"set", "map"}:
+        return
+    keys = schema.get(LIST_KEYS, [])
+    seen: set[str] = set()
+    for index, item in enumerate(value):
+        if kind == "map":
+            if not isinstance(item, dict):
+                continue
+            item = {k: item[k] for k in sorted(keys) if k in item}
+        text = _shown(item)
+        if text in seen:
+            yield cause(f"{path}[{index}]", f"Duplicate value: {text}", "FieldValueDuplicate")
+        seen.add(text)
+
+
+# --- Go's decoder -----------------------------------------------------------------------------------------------
+
+_GO_KIND = {"object": "object", "array": "array", "string": "string", "integer": "number", "number": "number"}
+_GO_TYPE = {"string": "string", "integer": "int64", "number": "float64", "boolean": "bool"}
+
+
+def type_mismatch(schema: Schema, obj: dict[str, Any], kind: str) -> str | None:
+    """The first type error as Go's JSON decoder words it, or None. For built-in kinds and any object's metadata.
+
+    kube-apiserver answers these with 400 `<Kind> in version "<v>" cannot be handled as a <Kind>: <this text>`. Pass
+    `{"properties": {"metadata": OBJECT_META}}` for custom resources, whose other fields are validated with causes.
+    """
+    return _mismatch(schema, obj, kind)
+
+
+def _mismatch(schema: Schema, value: Any, where: str) -> str | None:
+    if value is None:
+        return None
+    actual, wanted = type_of(value), schema.get("type")
+    matches = wanted is None or actual == wanted or (wanted == "number" and actual == "integer")
+    if schema.get(INT_OR_STRING):
+        matches = actual in {"integer", "string"}
+    if not matches:
+        field = where.replace("metadata", "ObjectMeta.metadata", 1) if ".metadata" in where else where
+        target = _GO_TYPE.get(str(wanted), "map[string]interface {}" if wanted == "object" else "[]interface {}")
+        return f"json: cannot unmarshal {_GO_KIND.get(actual, 'bool')} into Go struct field {field} of type {target}"
+    if isinstance(value, dict):
+        pairs = ((child(schema, k), v, f"{where}.{k}" if "properties" in schema else where) for k, v in value.items())
+    elif isinstance(value, list):
+        pairs = ((schema.get("items"), v, where) for v in value)
+    else:
+        return None
+    return next((text for s, v, p in pairs if isinstance(s, dict) and (text := _mismatch(s, v, p))), None)
