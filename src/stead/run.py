@@ -1,8 +1,8 @@
 """The composition root: the only module that knows concrete classes of several rooms.
 
-`main_plane` and `main_agent` are the two processes of an installation (see DESIGN's picture in `docs/flow.md`): each reads
-settings, builds its parts from the ground up, serves until SIGTERM, and takes them down in reverse. `remove` undoes what
-an agent has done to the host. Concurrency: one event loop a process; blocking work is the rooms' own business.
+`main_plane` and `main_agent` are the two processes of an installation (see the picture in `docs/flow.md`): each reads
+settings, builds its parts from the ground up, serves until SIGTERM, and takes them down in reverse. `remove` undoes
+what an agent has done to the host. Concurrency: one event loop a process; blocking work is the rooms' own business.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from stead import installation, pki, telemetry
 from stead.config import ConfigError, Settings
+from stead.images.sources import Policy
+from stead.network.attachment import NetworkConfig
 from stead.store.contract import StoreFailure
 from stead.store.migrations import TooNew
 
@@ -112,6 +114,110 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
         log.info("plane serves", url=settings.url)
         await stopping.wait()
         log.info("plane stops")
+
+
+def _network(settings: Settings) -> NetworkConfig:
+    return NetworkConfig(
+        instance=settings.instance,
+        bridge=settings.pod_bridge,
+        pod_cidr=settings.pod_cidr,
+        run_dir=str(settings.run_dir / "network"),
+    )
+
+
+def _policy(settings: Settings) -> Policy:
+    """What importers may reach: never our own endpoints, nor loopback unless the administrator listed it."""
+    own = (f"{settings.listen_address}:{settings.listen_port}", f"{settings.agent_address}:{settings.agent_port}")
+    return Policy(allowed=settings.importer_allowed_networks, forbidden=own)
+
+
+async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
+    """Network, pools, hypervisor, machines; returns when `stopping` is set. Guests go on running."""
+    from stead.agent.agent import Agent, AgentDeps
+    from stead.agent.stock import Stock
+    from stead.agent.volumes import Hooks, Volumes, VolumeSettings
+    from stead.agent.workshop import AgentSettings
+    from stead.client.kubeconfig import Endpoint
+    from stead.client.remote import RemoteClient
+    from stead.hypervisor import drivers
+    from stead.images.containerdisks import ContainerDisks
+    from stead.network.podnetwork import PodNetwork
+    from stead.storage.pools import Pool
+
+    files = installation.Files.of(settings)
+    pools = {pool.name: await asyncio.to_thread(Pool, pool.path, pool.name) for pool in settings.all_pools}
+    options = {"uri": settings.libvirt_uri, "state_dir": settings.agent_dir} if settings.hypervisor == "libvirt" else {}
+    agents: list[Agent] = []
+
+    def uses_disk(path: Path | str) -> bool:
+        return any(agent.uses_disk(str(path)) for agent in agents)
+
+    disks = ContainerDisks(settings.agent_dir / "container-disks", settings.container_disk_cache_bytes, uses_disk)
+    async with contextlib.AsyncExitStack() as undo:
+        client = RemoteClient(
+            Endpoint(
+                server=settings.url,
+                ca=files.ca.read_bytes(),
+                certificate=files.agent.certificate.read_bytes(),
+                key=files.agent.key.read_bytes(),
+            )
+        )
+        undo.push_async_callback(client.close)
+        network = PodNetwork(_network(settings))
+        await network.open()
+        undo.push_async_callback(network.close)
+        volumes = Volumes(
+            client,
+            pools,
+            VolumeSettings(host_name=settings.host, policy=_policy(settings)),
+            Hooks(is_in_use=uses_disk),
+        )
+        tls = pki.server_context(files.agent, files.ca, require_client=True)
+        agent = Agent(
+            AgentDeps(
+                client=client,
+                hypervisor=drivers.create(settings.hypervisor, **options),
+                materials=Stock(pools.values(), disks, _policy(settings)),
+                settings=AgentSettings(
+                    instance=settings.instance,
+                    host_name=settings.host,
+                    machines_dir=settings.agent_dir / "machines",
+                    run_dir=settings.run_dir,
+                    state_dir=settings.agent_dir,
+                    agent_address=settings.agent_address,
+                    agent_port=settings.agent_port,
+                    uid_base=settings.uid_base,
+                    plane_names=(installation.PLANE_USER,),
+                    pool_labels={pool.name: pool.uid for pool in pools.values()},
+                    watched_folders=tuple(pool.path for pool in pools.values()),
+                ),
+                pod_networks=network,
+                uploads=volumes,
+                tls=tls,
+                companions=(volumes.run,),
+            )
+        )
+        agents.append(agent)
+        await agent.open()
+        undo.push_async_callback(agent.close)
+        # A renewed certificate is taken up by a fresh start, which disturbs no guest.
+        await undo.enter_async_context(_background(_reload(files.agent.certificate, stopping.set), stopping))
+        log.info("agent serves", host=settings.host, port=agent.port)
+        await stopping.wait()
+        log.info("agent stops; its machines go on")
+
+
+async def remove(settings: Settings) -> None:
+    """Undo what Stead made on this host: bridge, rules, state, keys. Only when nothing of ours runs any more."""
+    from stead.network.podnetwork import PodNetwork
+
+    network = PodNetwork(_network(settings))
+    await network.remove()
+    await network.close()
+    for directory in (settings.plane_dir, settings.agent_dir, settings.state_dir / "log", settings.run_dir):
+        await asyncio.to_thread(shutil.rmtree, directory, True)
+    for name in ("ca.crt", "admin.crt", "admin.kubeconfig"):
+        (settings.state_dir / name).unlink(missing_ok=True)
 
 
 @contextlib.asynccontextmanager

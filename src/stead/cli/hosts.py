@@ -18,8 +18,8 @@ from stead import installation, supervise
 from stead.cli import output
 from stead.cli.session import Options, Session, command
 from stead.client.contract import Selection
+from stead.client.direct import DirectClient
 from stead.client.kubeconfig import load
-from stead.client.remote import RemoteClient
 from stead.config import ConfigError, Settings
 from stead.kinds import register
 from stead.kube.errors import ApiError
@@ -108,14 +108,14 @@ async def _state(settings: Settings) -> dict[str, Any]:
     if not os.access(path, os.R_OK):
         state["message"] = f"{path} cannot be read: run as root, or `stead up` has not run yet"
         return state
-    client = RemoteClient(load(path))
+    client = DirectClient(load(path))
     try:
         async with asyncio.timeout(10):
             await client.request_text("GET", "/readyz")
             nodes = (await client.list(register.NODE)).items
             machines = (await client.list(register.VIRTUAL_MACHINE)).items
         for node in nodes:
-            ready = next((c for c in node["status"].get("conditions", []) if c["type"] == "Ready"), {})
+            ready: dict[str, Any] = next((c for c in node["status"].get("conditions", []) if c["type"] == "Ready"), {})
             state["hosts"].append({"name": node["metadata"]["name"], "ready": ready.get("status") == "True",
                                    "message": ready.get("message", "")})  # fmt: skip
         for machine in machines:

@@ -70,7 +70,7 @@ async def list_images(session: Session, form: str, available: bool) -> None:
 
 def _row(source: Object, disks: dict[str, Object]) -> list[Any]:
     meta = source["metadata"]
-    ready = next((c for c in source.get("status", {}).get("conditions", []) if c["type"] == "Ready"), {})
+    ready: Object = next((c for c in source.get("status", {}).get("conditions", []) if c["type"] == "Ready"), {})
     claim = source.get("spec", {}).get("source", {}).get("pvc", {}).get("name", "")
     disk = disks.get(claim, {})
     state = disk.get("status", {})
@@ -232,7 +232,7 @@ async def _until_ready(session: Session, name: str) -> None:
                 break
             disk = await session.client.get(register.DATA_VOLUME, NAMESPACE, name)
             state = disk.get("status", {})
-            running = next((c for c in state.get("conditions", []) if c["type"] == "Running"), {})
+            running: Object = next((c for c in state.get("conditions", []) if c["type"] == "Running"), {})
             if state.get("phase") == "Failed":
                 raise click.ClickException(f"image {name}: {running.get('message') or 'the import failed'}")
             done = state.get("progress", "").rstrip("%")

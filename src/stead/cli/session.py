@@ -1,13 +1,14 @@
 """One command's connection to the API: which kubeconfig, which namespace, and the calls that several commands share.
 
 The kubeconfig is the first of: `--kubeconfig`, `KUBECONFIG`, the administrator's own of a Stead on this host (when it
-can be read), `~/.kube/config`. `command` turns an `async def` that takes a Session into a click command body: it connects,
-runs, closes, and turns refusals and connection failures into one sentence and exit code 1.
+can be read), `~/.kube/config`. `command` turns an `async def` that takes a Session into a click command body: it
+connects, runs, closes, and turns refusals and connection failures into one sentence and exit code 1.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime
 import functools
 import os
 import ssl
@@ -21,8 +22,8 @@ import msgspec
 
 from stead.cli import output
 from stead.client.contract import Object, Selection
+from stead.client.direct import DirectClient
 from stead.client.kubeconfig import KubeconfigError, load
-from stead.client.remote import RemoteClient
 from stead.config import ConfigError, Settings
 from stead.config import load as load_settings
 from stead.kinds import register
@@ -72,7 +73,7 @@ def resource_named(kind: str, api_version: str = "") -> Resource:
 class Session:
     """An open connection. `client` satisfies `client.contract.Client`."""
 
-    def __init__(self, client: RemoteClient, namespace: str, settings: Settings) -> None:
+    def __init__(self, client: DirectClient, namespace: str, settings: Settings) -> None:
         self.client = client
         self.namespace = namespace
         self.settings = settings
@@ -106,16 +107,12 @@ class Session:
         """Headers and cells of objects by the kind's printed columns."""
         from stead.kinds import columns
 
-        shown = [column for column in columns.columns(resource) if wide or column.priority == 0]
-        headers = [column.name.upper() for column in shown]
+        every = columns.table_columns(resource)
+        headers = [column.name.upper() for column in every if wide or not column.priority]
         rows = []
         for item in objects:
-            cells = columns.cells(resource, item)
-            row = [
-                cell
-                for column, cell in zip(columns.columns(resource), cells, strict=True)
-                if wide or not column.priority
-            ]
+            cells = columns.cells(resource, item, datetime.datetime.now(datetime.UTC))
+            row = [cell for column, cell in zip(every, cells, strict=True) if wide or not column.priority]
             rows.append([item["metadata"].get("namespace"), *row] if namespaces else row)
         return (["NAMESPACE", *headers] if namespaces else headers), rows
 
@@ -271,7 +268,7 @@ def command(body: Callable[Concatenate[Session, P], Awaitable[None]]) -> Callabl
 
         async def connected() -> None:
             config = load(path, context=options.context)
-            client = RemoteClient(config)
+            client = DirectClient(config)
             try:
                 await body(
                     Session(client, options.namespace or config.namespace or "default", settings), *args, **kwargs

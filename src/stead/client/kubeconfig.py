@@ -1,9 +1,9 @@
 """Kubeconfig files: from YAML to where the API is and how to prove who we are.
 
-Called by the composition root, the agent and the command line; `client.remote` uses the result. Supports certificates and
-keys (inline or files), tokens, token files (read again when they change), user and password refused by the API anyway,
-and credential plug-ins (`exec`), which are run as an argument list, never through a shell, and whose answer is kept until
-it expires. Format: client-go's `clientcmd/api/v1` and `client.authentication.k8s.io/v1`.
+Called by the composition root, the agent and the command line; `client.remote` uses the result. Supports certificates
+and keys (inline or files), tokens, token files (read again when they change), user and password refused by the API
+anyway, and credential plug-ins (`exec`), which are run as an argument list, never through a shell, and whose answer
+is kept until it expires. Format: client-go's `clientcmd/api/v1` and `client.authentication.k8s.io/v1`.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def _plugin(section: dict[str, Any] | None) -> ExecPlugin | None:
     )  # fmt: skip
 
 
-def tls_context(endpoint: Endpoint, certificate: bytes | None = None, key: bytes | None = None) -> ssl.SSLContext | None:
+def tls_context(
+    endpoint: Endpoint, certificate: bytes | None = None, key: bytes | None = None
+) -> ssl.SSLContext | None:
     """TLS for an endpoint; None for plain HTTP. `certificate` and `key` from a plug-in go before the file's."""
     if not endpoint.server.startswith("https:"):
         return None

@@ -1,7 +1,8 @@
 """The client of our own code in the plane's process: the same verbs as the API's, without the network.
 
-Implements `client.contract.Client`. Knows the server only by the protocol below, which `server.local.LocalVerbs` fulfils;
-the composition root joins the two. Everything runs on the one event loop; objects returned are shared, never mutate them.
+Implements `client.contract.Client`. Knows the server only by the protocol below, which `server.local.LocalVerbs`
+fulfils; the composition root joins the two. Everything runs on the one event loop; objects returned are shared, never
+mutate them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,7 @@ class LocalVerbs(Protocol):
 
     async def update(self, resource: Resource, obj: Object, subresource: str) -> Object: ...
 
-    async def patch(
-        self, resource: Resource, namespace: str, name: str, patch: Any, subresource: str
-    ) -> Object: ...
+    async def patch(self, resource: Resource, namespace: str, name: str, patch: Any, subresource: str) -> Object: ...
 
     async def delete(self, resource: Resource, namespace: str, name: str, options: dict[str, Any]) -> None: ...
 
@@ -43,12 +42,15 @@ class LocalClient:
         """One object. Raises ApiError("NotFound")."""
         return await self._verbs.get(resource, namespace or "", name)
 
-    async def list(self, resource: Resource, selection: Selection = Selection()) -> ObjectList:  # noqa: B008 - frozen
+    async def list(self, resource: Resource, selection: Selection = Selection()) -> ObjectList:
         """All that is selected, and the version to watch from."""
         return await self._verbs.list(resource, selection)
 
     def watch(
-        self, resource: Resource, selection: Selection = Selection(), resource_version: str = ""  # noqa: B008 - frozen
+        self,
+        resource: Resource,
+        selection: Selection = Selection(),
+        resource_version: str = "",
     ) -> AsyncIterator[WatchEvent]:
         """Changes after a version, until the iteration is closed. Raises ApiError("Expired") when too old."""
         return self._verbs.watch(resource, selection, resource_version)

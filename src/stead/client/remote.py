@@ -1,9 +1,9 @@
 """The client over HTTPS: any Kubernetes API that a kubeconfig names.
 
-Implements `client.contract.Client` for the agent and for controllers on rung 3. One connection pool; every request has a
-deadline but watches, which end when the server ends them or nothing has come for longer than a bookmark's interval. A
-watch that ends is over: informers resume from where they were. Failures of the network are `OSError` or `TimeoutError`,
-refusals are `ApiError`. Used from one event loop.
+Implements `client.contract.Client` for the agent and for controllers on rung 3. One connection pool; every request
+has a deadline but watches, which end when the server ends them or nothing has come for longer than a bookmark's
+interval. A watch that ends is over: informers resume from where they were. Failures of the network are `OSError` or
+`TimeoutError`, refusals are `ApiError`. Used from one event loop.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RemoteClient:
         """One object. Raises ApiError("NotFound")."""
         return await self._call("GET", resource.path(namespace, name))
 
-    async def list(self, resource: Resource, selection: Selection = Selection()) -> ObjectList:  # noqa: B008 - frozen
+    async def list(self, resource: Resource, selection: Selection = Selection()) -> ObjectList:
         """All that is selected, fetched in pages of one snapshot."""
         items: list[Object] = []
         query = {**_selectors(selection), "limit": str(PAGE)}
@@ -62,7 +62,10 @@ class RemoteClient:
             query = {**query, "continue": metadata["continue"]}
 
     async def watch(
-        self, resource: Resource, selection: Selection = Selection(), resource_version: str = ""  # noqa: B008 - frozen
+        self,
+        resource: Resource,
+        selection: Selection = Selection(),
+        resource_version: str = "",
     ) -> AsyncIterator[WatchEvent]:
         """Changes until the server ends the watch. Raises ApiError("Expired") when the version is too old."""
         query = {
@@ -81,7 +84,7 @@ class RemoteClient:
                 async for line in _lines(response.content):
                     yield _event(line)
         except aiohttp.ClientError as error:
-            raise _network_error(error) from error
+            raise network_error(error) from error
 
     async def create(self, resource: Resource, obj: Object) -> Object:
         """Create; the namespace is that of the object's metadata. A TokenRequest goes to its ServiceAccount."""
@@ -139,7 +142,9 @@ class RemoteClient:
         if self._session is None:
             pair = self._credentials.pair or (None, None)
             context = await asyncio.to_thread(tls_context, self._endpoint, *pair)
-            connector = aiohttp.TCPConnector(ssl=context if context is not None else False, limit=0, keepalive_timeout=60)
+            connector = aiohttp.TCPConnector(
+                ssl=context if context is not None else False, limit=0, keepalive_timeout=60
+            )
             self._session = aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=True)
         headers = {"Accept": _JSON, "User-Agent": self._user_agent}
         if token:
@@ -168,7 +173,7 @@ class RemoteClient:
                     error = await self._error(response)
                     wait = float(response.headers.get("Retry-After") or 1)
             except aiohttp.ClientError as failure:
-                raise _network_error(failure) from failure
+                raise network_error(failure) from failure
             if error.code == 401:
                 self._credentials.expire()
             if error.code != 429 or attempt == RETRIES - 1:
@@ -216,6 +221,6 @@ async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
             raise OSError(f"a watch event is longer than {MAX_LINE} bytes")
 
 
-def _network_error(error: aiohttp.ClientError) -> OSError:
+def network_error(error: aiohttp.ClientError) -> OSError:
     """A failure of the connection as OSError."""
     return error if isinstance(error, OSError) else OSError(str(error) or type(error).__name__)
