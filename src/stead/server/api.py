@@ -15,6 +15,7 @@ import msgspec
 from stead.client.local import LocalClient
 from stead.kinds import register
 from stead.kinds.resource import Resource
+from stead.server.agents import Agents
 from stead.server.app import App, Server, build_app
 from stead.server.audit import AuditLog
 from stead.server.authn import MASTERS, Authenticator, PrivateKey, TokenIssuer, User
@@ -26,7 +27,7 @@ from stead.server.node_authz import NodeGuard
 from stead.server.registry import Registry
 from stead.server.reviews import Reviews
 from stead.server.roles import ensure_defaults
-from stead.server.subresources import Agents, Subresources
+from stead.server.subresources import Subresources
 from stead.server.uploads import Uploads
 from stead.server.verbs import Verbs
 from stead.store.contract import Store
@@ -69,7 +70,8 @@ class ApiServer:
             verbs=self.verbs, catalogue=self.catalogue, authenticator=self.authenticator, authorizer=self.authorizer,
             health=self.health, metrics=self.metrics, audit=self.audit, address=settings.address,
             reviews=Reviews(self.verbs, self.authenticator, self.authorizer),
-            subresources=Subresources(self.verbs, self.agents), uploads=Uploads(self.registry, self.issuer, self.agents),
+            subresources=Subresources(self.verbs, self.agents),
+            uploads=Uploads(self.registry, self.issuer, self.agents),
         ))  # fmt: skip
 
     async def start(self) -> None:

@@ -1,8 +1,8 @@
 """The ASGI application: authenticate, cap, authorise, then parse and hand to the verb; errors become Status objects.
 
-Composed by `run` and by tests through `build_app`. One instance serves every request on the event loop; it keeps no state
-but the open watches and the counts of requests in hand. The chain's order matters: nothing of a body is read before the
-caller is known and allowed. Follows T1 to T7, N1, N2, Q4 and the table of errors.
+Composed by `run` and by tests through `build_app`. One instance serves every request on the event loop; it keeps no
+state but the open watches and the counts of requests in hand. The chain's order matters: nothing of a body is read
+before the caller is known and allowed. Follows T1 to T7, N1, N2, Q4 and the table of errors.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from stead.server.calls import Call, Outcome, delete_options, write_options
 from stead.server.catalogue import SUBRESOURCE_GROUP, Catalogue, Served
 from stead.server.discovery import Discovery
 from stead.server.health import Health, Metrics, version_answer
+from stead.server.lifecycle import PlainError
 from stead.server.openapi import OpenApi
 from stead.server.reading import list_body, list_options
 from stead.server.registry import Record
@@ -170,17 +171,23 @@ class App:
         except ApiError as error:
             return self._failure(exchange, error)
         except TimeoutError:
-            return self._failure(exchange, ApiError("Timeout", "Timeout: request did not complete within the allotted timeout"))
+            return self._failure(
+                exchange, ApiError("Timeout", "Timeout: request did not complete within the allotted timeout")
+            )
         except (Disconnected, asyncio.CancelledError):
             raise
         except Exception as error:
             # The trace as text: a renderer that prints locals would put bodies and tokens into the log.
             trace = traceback.format_exc(limit=-6)
             log.error("request failed", method=exchange.request.method, path=exchange.request.path, trace=trace)
-            return self._failure(exchange, ApiError("InternalError", f"Internal error occurred: {type(error).__name__}"))
+            return self._failure(
+                exchange, ApiError("InternalError", f"Internal error occurred: {type(error).__name__}")
+            )
 
     def _failure(self, exchange: Exchange, error: ApiError) -> Answer:
         exchange.reason = error.reason
+        if isinstance(error, PlainError):
+            return text_answer(error.message, error.code)
         answer = error_answer(error)
         if exchange.headers.get("accept", "").startswith(YAML):
             answer.body, answer.content_type = encoding.encode_yaml(msgspec.json.decode(answer.body)), YAML
@@ -198,7 +205,9 @@ class App:
         request, server = exchange.request, self._server
         known = server.catalogue.find(request.group, request.version, request.plural) is not None
         plural = request.plural if known else ""
-        server.metrics.requests.labels(request.verb if request.is_resource else "other", plural, str(exchange.code)).inc()
+        server.metrics.requests.labels(
+            request.verb if request.is_resource else "other", plural, str(exchange.code)
+        ).inc()
         if request.verb != "watch" and exchange.scope["type"] == "http":
             server.metrics.seconds.labels(request.verb if request.is_resource else "other").observe(seconds)
         client = exchange.scope.get("client") or ("",)
@@ -335,8 +344,6 @@ class App:
         if request.group == SUBRESOURCE_GROUP and self._server.subresources is not None:
             await self._server.subresources.websocket(exchange)
             return None
-        if request.verb == "watch":
-            return await self._resource(exchange)
         return await self._resource(exchange) if request.is_resource else await self._other(exchange)
 
     async def _resource(self, exchange: Exchange) -> Answer | None:
@@ -345,15 +352,13 @@ class App:
             return await server.subresources.http(exchange)
         served = server.catalogue.find(request.group, request.version, request.plural)
         if served is None:
-            raise_or_text = _unknown(server.catalogue, request)
-            if isinstance(raise_or_text, ApiError):
-                raise raise_or_text
-            return raise_or_text
+            return _unknown(server.catalogue, request)
         resource = served.resource
         if resource.namespaced != bool(request.namespace) and request.plural != "namespaces":
-            if not (resource.namespaced and not request.name and request.verb in ("list", "watch")):
-                if resource.namespaced and not request.name:
-                    raise _method_not_allowed()
+            everywhere = resource.namespaced and not request.name
+            if everywhere and request.verb not in ("list", "watch"):
+                raise _method_not_allowed()
+            if not everywhere:
                 return text_answer("404 page not found\n", 404)
         if request.subresource:
             return await self._subresource(exchange, served)
@@ -396,7 +401,9 @@ class App:
         if request.verb == "update":
             call = self._call(exchange, served, "UpdateOptions")
             decoded = self._decode(exchange, served, body)
-            return self._outcome(await self._server.verbs.update(call, decoded.value, decoded.duplicates), shape, accepted)
+            return self._outcome(
+                await self._server.verbs.update(call, decoded.value, decoded.duplicates), shape, accepted
+            )
         if request.verb == "patch":
             return await self._patch(exchange, served, shape, accepted, body)
         return await self._delete(exchange, served, shape, accepted, body)
@@ -459,9 +466,7 @@ class App:
             return _formatted(await self._server.reviews.create(exchange, served, decoded.value), accepted)
         return self._outcome(await self._server.verbs.create(call, decoded.value, decoded.duplicates), shape, accepted)
 
-    async def _patch(
-        self, exchange: Exchange, served: Served, shape: Shape, accepted: Accepted, body: bytes
-    ) -> Answer:
+    async def _patch(self, exchange: Exchange, served: Served, shape: Shape, accepted: Accepted, body: bytes) -> Answer:
         kind = mutation.check_type(served.resource, exchange.headers.get("content-type", ""))
         call = self._call(exchange, served, "PatchOptions")
         mutation.check_patch_options(call, kind)
@@ -533,11 +538,11 @@ def _no_resource() -> ApiError:
     return ApiError("NotFound", "the server could not find the requested resource", {})
 
 
-def _unknown(catalogue: Catalogue, request: Request) -> ApiError | Answer:
-    """An unknown resource: a Status below built-in groups, plain text elsewhere."""
+def _unknown(catalogue: Catalogue, request: Request) -> Answer:
+    """An unknown resource: a Status (raised) below built-in groups, plain text elsewhere."""
     builtin = any(s.resource.builtin and s.resource.group == request.group for s in catalogue.all)
     if builtin:
-        return _no_resource()
+        raise _no_resource()
     return text_answer("404 page not found\n", 404)
 
 

@@ -122,7 +122,11 @@ def event_from(entry: Entry) -> dict[str, Any]:
         }  # fmt: skip
         event["objectRef"] = {key: value for key, value in reference.items() if value}
     if entry.code:
-        event["responseStatus"] = {"metadata": {}, "code": entry.code, **({"reason": entry.reason} if entry.reason else {})}
+        event["responseStatus"] = {
+            "metadata": {},
+            "code": entry.code,
+            **({"reason": entry.reason} if entry.reason else {}),
+        }
     return event
 
 

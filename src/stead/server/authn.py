@@ -1,8 +1,8 @@
 """Who is asking: client certificates, ServiceAccount tokens, bootstrap tokens, impersonation.
 
 Called by `app` once for each request, by `reviews` (TokenReview, TokenRequest) and `uploads` (upload tokens). Reads
-objects from memory through a `Reader`; no I/O, no clock but the one given. Nobody is trusted for a header alone: only the
-listener puts a verified certificate into the scope. Follows H1, H2 and H4 of Kubernetes' authentication rules.
+objects from memory through a `Reader`; no I/O, no clock but the one given. Nobody is trusted for a header alone: only
+the listener puts a verified certificate into the scope. Follows H1, H2 and H4 of Kubernetes' authentication rules.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Who may do what: RBAC exactly, `system:masters`, and the rule that nobody grants more than they hold.
 
 Called by `app` for each request, by `verbs` (escalation), `reviews` and `subresources`. Reads roles and bindings from
-memory; a compiled view is kept until one of them changes. The node authorizer stands in `node_authz`. Follows R1 and R2:
-rules add up, nothing denies; a binding to a missing role grants nothing.
+memory; a compiled view is kept until one of them changes. The node authorizer stands in `node_authz`. Follows R1 and
+R2: rules add up, nothing denies; a binding to a missing role grants nothing.
 """
 
 from __future__ import annotations
@@ -147,13 +147,15 @@ class Authorizer:
     def check_binding_write(
         self, user: User, resource: Resource, new: dict[str, Any], old: dict[str, Any] | None
     ) -> None:
-        """A binding may not give more than its writer holds, unless the writer may `bind` that role. Raises 403, 404."""
+        """A binding may not give more than its writer holds, unless the writer may `bind` the role. Raises 403, 404."""
         if old is not None and old.get("subjects") == new.get("subjects") and old.get("roleRef") == new.get("roleRef"):
             return
         ref = new.get("roleRef") or {}
         namespace = new["metadata"].get("namespace", "")
         plural = "clusterroles" if ref.get("kind") == "ClusterRole" else "roles"
-        asked = Attributes(verb="bind", group=RBAC_GROUP, resource=plural, namespace=namespace, name=ref.get("name", ""))
+        asked = Attributes(
+            verb="bind", group=RBAC_GROUP, resource=plural, namespace=namespace, name=ref.get("name", "")
+        )
         if self.authorize(user, asked).allowed:
             return
         rules = self._role_rules(ref, namespace)
@@ -170,8 +172,8 @@ class Authorizer:
         groups = " ".join(f'"{group}"' for group in user.groups)
         texts = "\n".join(compact_rule(rule) for rule in _merged(missing))
         message = (
-            f'{resource.plural}.{RBAC_GROUP} "{name}" is forbidden: user "{user.name}" (groups=[{groups}]) is attempting '
-            f"to grant RBAC permissions not currently held:\n{texts}"
+            f'{resource.plural}.{RBAC_GROUP} "{name}" is forbidden: user "{user.name}" (groups=[{groups}]) is '
+            f"attempting to grant RBAC permissions not currently held:\n{texts}"
         )
         raise ApiError("Forbidden", message, {"name": name, "group": RBAC_GROUP, "kind": resource.plural})
 
@@ -203,9 +205,7 @@ class Authorizer:
         name = f"{binding['metadata']['name']}/{namespace}" if namespace else binding["metadata"]["name"]
         for subject in binding.get("subjects") or []:
             key, words = _subject(subject, namespace)
-            reason = (
-                f'RBAC: allowed by {kind.kind} "{name}" of {ref.get("kind")} "{ref.get("name")}" to {words}'
-            )
+            reason = f'RBAC: allowed by {kind.kind} "{name}" of {ref.get("kind")} "{ref.get("name")}" to {words}'
             self._subjects.setdefault(key, []).append(_Grant(namespace, rules, reason))
 
     def _role_rules(self, ref: dict[str, Any], namespace: str) -> tuple[Rule, ...] | None:

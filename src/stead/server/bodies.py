@@ -1,7 +1,7 @@
 """Request bodies: read under a limit, decoded by content type.
 
-Called by `app`. JSON and YAML by `kube.encoding`, protobuf (what newer kubectl sends for core kinds) by `kube.protobuf`.
-Follows N1: a missing content type means JSON.
+Called by `app`. JSON and YAML by `kube.encoding`, protobuf (what newer kubectl sends for core kinds) by
+`kube.protobuf`. Follows N1: a missing content type means JSON.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kinds that this server serves, each with its structural schema, found by URL or by name.
 
-Built once from `kinds.register` by the composition root (tests add kinds of their own). Immutable; asked by every module
-of the server.
+Built once from `kinds.register` by the composition root (tests add kinds of their own). Immutable; asked by every
+module of the server.
 """
 
 from __future__ import annotations

@@ -190,7 +190,9 @@ def _frozen_causes(obj: Object, old: Object | None, fields: tuple[str, ...]) -> 
         return []
     causes: Causes = []
     if not obj.get("immutable"):
-        causes.append(cause("immutable", "Forbidden: field is immutable when `immutable` is set", "FieldValueForbidden"))
+        causes.append(
+            cause("immutable", "Forbidden: field is immutable when `immutable` is set", "FieldValueForbidden")
+        )
     for field in fields:
         if (obj.get(field) or {}) != (old.get(field) or {}):
             causes.append(cause(field, "Forbidden: field is immutable when `immutable` is set", "FieldValueForbidden"))
@@ -239,7 +241,7 @@ def _config_map_causes(obj: Object, old: Object | None) -> Causes:
 def _namespace_causes(obj: Object, _old: Object | None) -> Causes:
     causes: Causes = []
     for index, finalizer in enumerate((obj.get("spec") or {}).get("finalizers") or []):
-        found = meta.validate_finalizers([finalizer], "spec.finalizers")
+        found = meta.validate_finalizers([finalizer])
         causes += [{**item, "field": f"spec.finalizers[{index}]"} for item in found]
     phase = (obj.get("status") or {}).get("phase", "Active")
     deleting = bool(obj["metadata"].get("deletionTimestamp"))
@@ -256,7 +258,9 @@ def _claim_causes(obj: Object, old: Object | None) -> Causes:
     spec = obj.get("spec") or {}
     causes: Causes = []
     if not spec.get("accessModes"):
-        causes.append(cause("spec.accessModes", "Required value: at least 1 access mode is required", "FieldValueRequired"))
+        causes.append(
+            cause("spec.accessModes", "Required value: at least 1 access mode is required", "FieldValueRequired")
+        )
     requests = (spec.get("resources") or {}).get("requests") or {}
     if "storage" not in requests:
         causes.append(cause("spec.resources[storage]", "Required value", "FieldValueRequired"))
@@ -292,9 +296,14 @@ def _binding_causes(obj: Object, old: Object | None) -> Causes:
         if subject.get("kind") == "ServiceAccount" and not subject.get("namespace"):
             causes.append(cause(f"subjects[{index}].namespace", "Required value", "FieldValueRequired"))
     if old is not None and old.get("roleRef") != obj.get("roleRef"):
-        shown = "rbac.RoleRef{" + ", ".join(
-            f'{name}:"{ref.get(key, "")}"' for name, key in (("APIGroup", "apiGroup"), ("Kind", "kind"), ("Name", "name"))
-        ) + "}"
+        shown = (
+            "rbac.RoleRef{"
+            + ", ".join(
+                f'{name}:"{ref.get(key, "")}"'
+                for name, key in (("APIGroup", "apiGroup"), ("Kind", "kind"), ("Name", "name"))
+            )
+            + "}"
+        )
         causes.append(cause("roleRef", f"Invalid value: {shown}: cannot change roleRef"))
     return causes
 

@@ -85,7 +85,8 @@ class Discovery:
         resources: list[dict[str, Any]] = []
         if group == SUBRESOURCE_GROUP:
             for name in KUBEVIRT_SUBRESOURCES:
-                resources.append({"name": name, "singularName": "", "namespaced": "/" in name or name == "expand-vm-spec",
+                namespaced = "/" in name or name == "expand-vm-spec"
+                resources.append({"name": name, "singularName": "", "namespaced": namespaced,
                                   "kind": "", "verbs": None})  # fmt: skip
         for served in self._catalogue.in_version(group, version):
             resources += _legacy_entries(served)
@@ -111,7 +112,9 @@ class Discovery:
         for group, versions in self._catalogue.groups().items():
             if (path == "/api") != (group == ""):
                 continue
-            metadata: dict[str, Any] = {"name": group, "creationTimestamp": None} if group else {"creationTimestamp": None}
+            metadata: dict[str, Any] = (
+                {"name": group, "creationTimestamp": None} if group else {"creationTimestamp": None}
+            )
             items.append({
                 "metadata": metadata,
                 "versions": [
@@ -120,7 +123,8 @@ class Discovery:
                 ],
             })  # fmt: skip
         body = _encoder.encode({
-            "kind": "APIGroupDiscoveryList", "apiVersion": f"apidiscovery.k8s.io/{version}", "metadata": {}, "items": items,
+            "kind": "APIGroupDiscoveryList", "apiVersion": f"apidiscovery.k8s.io/{version}", "metadata": {},
+            "items": items,
         })  # fmt: skip
         made = (body, hashlib.sha256(body).hexdigest().upper()[:64])
         self._aggregated[path, version] = made
@@ -198,7 +202,11 @@ def _aggregated_entry(served: Served, version: str) -> dict[str, Any]:
     inner = [
         {
             "subresource": name,
-            "responseKind": {"group": extra.get("group", resource.group), "version": extra.get("version", version), "kind": k},
+            "responseKind": {
+                "group": extra.get("group", resource.group),
+                "version": extra.get("version", version),
+                "kind": k,
+            },
             "verbs": verbs,
         }
         for name, k, verbs, extra in subresources_of(served)

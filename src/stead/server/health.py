@@ -1,7 +1,7 @@
 """Health, version and metrics.
 
-Called by `app`. Checks are named functions that say what is wrong or return nothing; `/readyz` also turns to failure when
-the server is stopping. Follows T5, T6 and T8.
+Called by `app`. Checks are named functions that say what is wrong or return nothing; `/readyz` also turns to failure
+when the server is stopping. Follows T5, T6 and T8.
 """
 
 from __future__ import annotations

@@ -49,9 +49,7 @@ class LocalVerbs:
         shared = [registry.record(record.key, record.revision, record.value).obj for record in page.records]
         return ObjectList(shared, str(page.revision))
 
-    async def watch(
-        self, resource: Resource, selection: Selection, resource_version: str
-    ) -> AsyncIterator[WatchEvent]:
+    async def watch(self, resource: Resource, selection: Selection, resource_version: str) -> AsyncIterator[WatchEvent]:
         """Changes with bookmarks, until closed."""
         self._check("watch", resource, selection.namespace or "")
         options = WatchOptions(

@@ -1,7 +1,7 @@
 """From a PATCH body to a new object, and the managed fields that a write leaves behind.
 
-Called by `app` (decoding patches) and `verbs`. Pure; the algorithms stand in `kube.patch` and `kube.apply`. Follows P1 to
-P5 and A1 to A5.
+Called by `app` (decoding patches) and `verbs`. Pure; the algorithms stand in `kube.patch` and `kube.apply`. Follows
+P1 to P5 and A1 to A5.
 """
 
 from __future__ import annotations

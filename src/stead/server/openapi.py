@@ -1,8 +1,8 @@
 """OpenAPI documents: v3 for each group-version, v2 as JSON, made from the structural schemas.
 
-Called by `app`. Documents are made on first use, in a thread, and kept. Follows O1 to O3: every served kind has a schema
-with its group, version and kind, and a path with get, post, put, patch and delete; `patch` carries `fieldValidation`, and
-for built-in kinds offers strategic merge patch.
+Called by `app`. Documents are made on first use, in a thread, and kept. Follows O1 to O3: every served kind has a
+schema with its group, version and kind, and a path with get, post, put, patch and delete; `patch` carries
+`fieldValidation`, and for built-in kinds offers strategic merge patch.
 """
 
 from __future__ import annotations
@@ -142,7 +142,8 @@ def _as_v2(component: Schema) -> Schema:
 
 def _paths(resource: Resource, version: str, name: str) -> dict[str, Any]:
     base = f"/apis/{resource.group}/{version}" if resource.group else f"/api/{version}"
-    collection = f"{base}/namespaces/{{namespace}}/{resource.plural}" if resource.namespaced else f"{base}/{resource.plural}"
+    below = "/namespaces/{namespace}" if resource.namespaced else ""
+    collection = f"{base}{below}/{resource.plural}"
     kind = {"group": resource.group, "version": version, "kind": resource.kind}
     reference = {"schema": {"$ref": f"#/components/schemas/{name}"}}
     answers = {"200": {"description": "OK", "content": {"application/json": reference}}}
@@ -154,15 +155,16 @@ def _paths(resource: Resource, version: str, name: str) -> dict[str, Any]:
         }  # fmt: skip
         if action in ("post", "put", "patch"):
             found["parameters"] = [_parameter(text) for text in ("dryRun", "fieldManager", "fieldValidation")]
-            found["requestBody"] = {"content": _patch_types(resource) if patch else {"*/*": reference}, "required": True}
+            content = _patch_types(resource) if patch else {"*/*": reference}
+            found["requestBody"] = {"content": content, "required": True}
         return found
 
-    item = {
+    item: dict[str, Any] = {
         "get": operation("get", "read"), "put": operation("put", "replace"),
         "patch": operation("patch", "patch", patch=True), "delete": operation("delete", "delete"),
         "parameters": [_path_parameter("name")],
     }  # fmt: skip
-    many = {"get": operation("list", "list"), "post": operation("post", "create")}
+    many: dict[str, Any] = {"get": operation("list", "list"), "post": operation("post", "create")}
     if resource.namespaced:
         item["parameters"].append(_path_parameter("namespace"))
         many["parameters"] = [_path_parameter("namespace")]

@@ -1,8 +1,9 @@
 """Get and list: options, snapshots, pages and bodies, all from memory.
 
-Called by `app` and `client.local` (through `verbs`). A list is served from entries that the watch cache hands out at one
-revision; pages of a list come from the same snapshot, which is kept for a while and else rebuilt by undoing the recent
-events. Follows L1 to L3 and S1, S2. On the event loop; nothing here waits except for a revision still on its way.
+Called by `app` and `client.local` (through `verbs`). A list is served from entries that the watch cache hands out at
+one revision; pages of a list come from the same snapshot, which is kept for a while and else rebuilt by undoing the
+recent events. Follows L1 to L3 and S1, S2. On the event loop; nothing here waits except for a revision still on its
+way.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from stead.kinds.resource import Resource
-from stead.kube import selectors
+from stead.kube import meta, selectors
 from stead.kube.errors import ApiError, cause, invalid
 from stead.server import table
 from stead.server.registry import Compacted, Object, Record, Registry, with_revision
@@ -118,8 +119,8 @@ def _events_v1_fields() -> tuple[str, ...]:
 def parse_revision(text: str) -> int:
     """A resourceVersion as a number. Raises ValueError with the API server's words."""
     if not text.isascii() or not text.isdigit():
-        shown = f"resourceVersion: Invalid value: {selectors.go_quote(text)}: strconv.ParseUint: parsing "
-        raise ValueError(f"{shown}{selectors.go_quote(text)}: invalid syntax")
+        shown = f"resourceVersion: Invalid value: {meta.go_quote(text)}: strconv.ParseUint: parsing "
+        raise ValueError(f"{shown}{meta.go_quote(text)}: invalid syntax")
     return int(text)
 
 
@@ -131,7 +132,8 @@ def options_invalid(causes: list[dict[str, str]]) -> ApiError:
 def list_options(resource: Resource, query: Query) -> ListOptions:
     """The options of a list request. Raises 400 and 422."""
     causes: list[dict[str, str]] = []
-    version, match, token = query.get("resourceVersion") or "", query.get("resourceVersionMatch") or "", query.get("continue") or ""
+    version, token = query.get("resourceVersion") or "", query.get("continue") or ""
+    match = query.get("resourceVersionMatch") or ""
     if match:
         if not version:
             text = "Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided"
@@ -243,7 +245,8 @@ class Reader:
                 self._keep(prefix, revision, list(entries[at:]))
                 remaining = None if selector else len(entries) - at
                 return Page(chosen, revision, encode_token(revision, start), remaining)
-            record = registry.record_of(entry) if selector or limit else Record(entry.key, entry.mod_revision, entry.value)
+            kept = bool(selector) or limit > 0
+            record = registry.record_of(entry) if kept else Record(entry.key, entry.mod_revision, entry.value)
             if not selector or selector.matches(record.obj):
                 chosen.append(record)
         return Page(chosen, revision)
@@ -316,7 +319,8 @@ def list_body(shape: Shape, page: Page) -> bytes:
         })  # fmt: skip
     if not shape.resource.builtin:
         metadata.setdefault("continue", "")
-    head = _encoder.encode({"kind": f"{shape.resource.kind}List", "apiVersion": shape.api_version, "metadata": metadata})
+    kind = f"{shape.resource.kind}List"
+    head = _encoder.encode({"kind": kind, "apiVersion": shape.api_version, "metadata": metadata})
     return b"".join((head[:-1], b',"items":[', b",".join(shape.item(record) for record in page.records), b"]}"))
 
 

@@ -1,9 +1,9 @@
 """Objects and the store: keys, stored bytes, resourceVersions, and reads from memory.
 
 Called by `verbs`, `watching`, `authn`, `authz` and `reviews`. What is stored is the object's JSON without its
-resourceVersion, with apiVersion, kind and metadata first; the resourceVersion is the revision of the last write and is put
-into the bytes on the way out, so that nothing is parsed or encoded again for a read. A parsed object is shared by all
-who ask for it: **never mutate one**. All reads are answered by the watch cache, on the event loop.
+resourceVersion, with apiVersion, kind and metadata first; the resourceVersion is the revision of the last write and
+is put into the bytes on the way out, so that nothing is parsed or encoded again for a read. A parsed object is shared
+by all who ask for it: **never mutate one**. All reads are answered by the watch cache, on the event loop.
 """
 
 from __future__ import annotations

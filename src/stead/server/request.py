@@ -15,7 +15,8 @@ _NAMESPACE_SUBRESOURCES = frozenset({"status", "finalize"})
 
 #: KubeVirt's subresources of two words; RBAC names them with the slash
 _TWO_WORDS = frozenset({("vnc", "screenshot"), ("evacuate", "cancel"), ("sev", "fetchcertchain"),
-                        ("sev", "querylaunchmeasurement"), ("sev", "setupsession"), ("sev", "injectlaunchsecret")})  # fmt: skip
+                        ("sev", "querylaunchmeasurement"), ("sev", "setupsession"),
+                        ("sev", "injectlaunchsecret")})  # fmt: skip
 
 _VERBS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
@@ -47,7 +48,7 @@ class Query(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One request. `group`, `version`, `plural`… are empty for a non-resource path; `rest` follows the subresource."""
+    """One request. `group`, `version`, `plural`… are empty for other paths; `rest` follows the subresource."""
 
     method: str
     path: str

@@ -52,15 +52,16 @@ class Reviews:
         if kind == "UploadTokenRequest":
             return self._upload_token(exchange, body, metadata, spec)
         if kind == "SelfSubjectRulesReview":
-            status = self._rules_status(exchange.user, spec.get("namespace") or "")
-            return json_answer({**body, "metadata": metadata, "spec": spec, "status": status}, 201)
+            rules = self._rules_status(exchange.user, spec.get("namespace") or "")
+            return json_answer({**body, "metadata": metadata, "spec": spec, "status": rules}, 201)
         if kind == "SelfSubjectAccessReview":
             user = exchange.user
         else:
             if not spec.get("user") and not spec.get("groups"):
                 text = 'Invalid value: "": at least one of user or group must be specified'
                 raise _invalid([cause("spec.user", text)])
-            user = User(spec.get("user", ""), spec.get("uid", ""), tuple(spec.get("groups") or ()), spec.get("extra") or {})
+            groups = tuple(spec.get("groups") or ())
+            user = User(spec.get("user", ""), spec.get("uid", ""), groups, spec.get("extra") or {})
         if kind == "LocalSubjectAccessReview":
             where = (spec.get("resourceAttributes") or {}).get("namespace", "")
             if where != exchange.request.namespace:
@@ -68,9 +69,9 @@ class Reviews:
                 raise _invalid([cause("spec.resourceAttributes.namespace", text)])
             metadata = {**metadata, "namespace": exchange.request.namespace}
         decision = self._authorizer.authorize(user, _asked(spec))
-        status = {"allowed": decision.allowed}
+        status: Object = {"allowed": decision.allowed}
         if decision.reason:
-            status["reason"] = decision.reason  # type: ignore[assignment]  # a JSON object of mixed values
+            status["reason"] = decision.reason
         return json_answer({**body, "metadata": metadata, "spec": spec, "status": status}, 201)
 
     def _token_status(self, spec: Object) -> Object:
@@ -132,7 +133,8 @@ class Reviews:
         )  # fmt: skip
         text, expires = self._authenticator.issuer.issue(wanted)
         moment = datetime.datetime.fromtimestamp(expires, datetime.UTC)
-        shown: Object = {"audiences": list(audiences), "expirationSeconds": seconds, "boundObjectRef": spec.get("boundObjectRef")}
+        shown: Object = {"audiences": list(audiences), "expirationSeconds": seconds}
+        shown["boundObjectRef"] = spec.get("boundObjectRef")
         return json_answer({
             "kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1",
             "metadata": {"name": request.name, "namespace": request.namespace, "creationTimestamp": meta.now()},

@@ -46,7 +46,8 @@ def _to(*names: str) -> dict[str, str]:
 _CORE = ["configmaps", "events", "persistentvolumeclaims", "serviceaccounts"]
 _INSTANCE_READ = ["guestosinfo", "filesystemlist", "userlist"]
 _INSTANCE_USE = [
-    "console", "vnc", "vnc/screenshot", "portforward", "pause", "unpause", "addvolume", "removevolume", "freeze", "unfreeze", "softreboot",
+    "console", "vnc", "vnc/screenshot", "portforward", "pause", "unpause", "addvolume", "removevolume", "freeze",
+    "unfreeze", "softreboot",
     "reset", "usbredir", "evacuate/cancel",
 ]  # fmt: skip
 _MACHINE_USE = [
@@ -70,7 +71,7 @@ def _kubevirt_rules(verbs: list[str], use: bool) -> list[Rule]:
     rules = [
         _rule(["kubevirt.io"], _KINDS, verbs),
         _rule(["instancetype.kubevirt.io"], _TYPES, verbs if use else _READ),
-        _rule([_SUB], _of("virtualmachineinstances", _INSTANCE_READ) + ["virtualmachines/expand-spec"], ["get"]),
+        _rule([_SUB], [*_of("virtualmachineinstances", _INSTANCE_READ), "virtualmachines/expand-spec"], ["get"]),
         _rule([_SUB], ["expand-vm-spec"], ["update"]),
     ]
     if use:
@@ -95,7 +96,21 @@ def default_roles() -> list[Object]:
         {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]},
         {"nonResourceURLs": ["*"], "verbs": ["*"]},
     ]
-    discovery = ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version", "/version/"]
+    discovery = [
+        "/api",
+        "/api/*",
+        "/apis",
+        "/apis/*",
+        "/healthz",
+        "/livez",
+        "/openapi",
+        "/openapi/*",
+        "/readyz",
+        "/version",
+        "/version/",
+    ]
+    public = ["/healthz", "/livez", "/readyz", "/version", "/version/"]
+    local_review = _rule(["authorization.k8s.io"], ["localsubjectaccessreviews"], ["create"])
     reviews = [
         _rule(["authorization.k8s.io"], ["selfsubjectaccessreviews", "selfsubjectrulesreviews"], ["create"]),
         _rule(["authentication.k8s.io"], ["selfsubjectreviews"], ["create"]),
@@ -120,13 +135,13 @@ def default_roles() -> list[Object]:
     return [
         _role("cluster-admin", everything),
         _role("system:discovery", [{"nonResourceURLs": discovery, "verbs": ["get"]}]),
-        _role("system:public-info-viewer", [{"nonResourceURLs": ["/healthz", "/livez", "/readyz", "/version", "/version/"], "verbs": ["get"]}]),
+        _role("system:public-info-viewer", [{"nonResourceURLs": public, "verbs": ["get"]}]),
         _role("system:basic-user", reviews),
         _role("system:node-bootstrapper", [_rule(["stead.io"], ["joins"], ["create"])]),
         _role("admin", [], aggregate="admin"),
         _role("edit", [], _to("admin"), aggregate="edit"),
         _role("view", [], _to("edit"), aggregate="view"),
-        _role("system:aggregate-to-admin", [_rule(["authorization.k8s.io"], ["localsubjectaccessreviews"], ["create"]), rbac], _to("admin")),
+        _role("system:aggregate-to-admin", [local_review, rbac], _to("admin")),
         _role("system:aggregate-to-edit", [*core_edit, nets], _to("edit")),
         _role("system:aggregate-to-view", core_view, _to("view")),
         _role("kubevirt.io:admin", _kubevirt_rules(all_verbs, use=True), _to("admin")),
@@ -154,7 +169,8 @@ def default_bindings() -> list[Object]:
     group = "rbac.authorization.k8s.io"
     return [
         {
-            "apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name, "labels": dict(_LABELS)},
+            "apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": name, "labels": dict(_LABELS)},
             "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
             "subjects": [{"apiGroup": group, "kind": "Group", "name": subject}],
         }

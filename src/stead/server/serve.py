@@ -1,9 +1,9 @@
 """The listener: uvicorn inside our event loop, with TLS and the client certificate passed to the application.
 
-Called by the composition root and by tests. uvicorn hides the peer's certificate, so a mixin over its two protocol classes
-puts the DER bytes of a *verified* certificate into the ASGI scope (`scope["extensions"]["tls"]`); a contract test holds
-that to the pinned uvicorn. Only http/1.1 is offered in ALPN. A connection that sends no complete request head in time is
-closed. `stop` lets requests in hand finish, then ends what is left.
+Called by the composition root and by tests. uvicorn hides the peer's certificate, so a mixin over its two protocol
+classes puts the DER bytes of a *verified* certificate into the ASGI scope (`scope["extensions"]["tls"]`); a contract
+test holds that to the pinned uvicorn. Only http/1.1 is offered in ALPN. A connection that sends no complete request
+head in time is closed. `stop` lets requests in hand finish, then ends what is left.
 """
 
 from __future__ import annotations

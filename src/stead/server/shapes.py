@@ -107,12 +107,18 @@ class Shape(msgspec.Struct, frozen=True):
         if self.projection == "Table":
             return _encoder.encode(table.bookmark_table(self, obj))
         if self.projection:
-            obj = {"kind": "PartialObjectMetadata", "apiVersion": f"meta.k8s.io/{self.meta_version}", "metadata": metadata}
+            obj = {
+                "kind": "PartialObjectMetadata",
+                "apiVersion": f"meta.k8s.io/{self.meta_version}",
+                "metadata": metadata,
+            }
         return _encoder.encode(obj)
 
     def unacceptable(self) -> ApiError:
         """406: the projection does not fit the request."""
-        return ApiError("NotAcceptable", "only the following media types are accepted: application/json, application/yaml")
+        return ApiError(
+            "NotAcceptable", "only the following media types are accepted: application/json, application/yaml"
+        )
 
     def _kept(self, record: Record, what: str, make: Any) -> bytes:
         at = (what, *self.key)

@@ -1,7 +1,7 @@
 """Tables: what `kubectl get` prints, computed by the server.
 
-Called by `shapes` and `reading`. Columns and cells come from `kinds.columns`; this module puts them into the wire form of
-`meta.k8s.io` Table (N3). Pure but for the clock, which turns times into ages.
+Called by `shapes` and `reading`. Columns and cells come from `kinds.columns`; this module puts them into the wire
+form of `meta.k8s.io` Table (N3). Pure but for the clock, which turns times into ages.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def definitions(resource: Resource) -> list[dict[str, Any]]:
             text = f"Custom resource definition column (in JSONPath format): {column.path}"
         kind = "string" if resource.builtin and column.type == "date" else column.type
         found.append({
-            "name": column.name, "type": kind, "format": column.format, "description": text, "priority": column.priority,
+            "name": column.name, "type": kind, "format": column.format, "description": text,
+            "priority": column.priority,
         })  # fmt: skip
     return found
 

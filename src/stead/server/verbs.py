@@ -1,7 +1,7 @@
 """The verbs: create, update, patch, apply, delete and deletecollection, with Kubernetes' exact semantics.
 
 Called by `app` for requests and by `client.local` for our own code; authorisation has happened before. Every write goes
-the same way: decode → prune → defaults → admission → validation → metadata → managed fields → compare-and-swap. A write
+the same way: decode → prune → defaults → admission → validation → metadata → managed fields → compare-and-swap. One
 that changes nothing is not written. Stateless between calls; a write that loses a race is tried again on the new state
 unless the caller named a resourceVersion. Follows C1 to C7, X1, X2, P1 to P5, A1 to A5, Y1, Y2, G1, G2, G4, U1, K1.
 """
@@ -33,7 +33,14 @@ RETRIES = 8
 #: how often a generated name that is taken is drawn again
 NAME_TRIES = 8
 #: metadata that only the server writes
-_SERVER_FIELDS = ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation")
+_SERVER_FIELDS = (
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "selfLink",
+    "generation",
+)
 
 _META_ONLY = {"properties": {"metadata": schema.OBJECT_META}}
 
@@ -93,9 +100,7 @@ class Verbs:
                     raise
         raise already_exists(call.resource.plural, obj["metadata"]["name"], call.resource.group)
 
-    async def _create_named(
-        self, call: Call, obj: Object, duplicates: tuple[str, ...], managed: Any = None
-    ) -> Outcome:
+    async def _create_named(self, call: Call, obj: Object, duplicates: tuple[str, ...], managed: Any = None) -> Outcome:
         resource, served = call.resource, self.catalogue.served(call.resource)
         warnings: list[str] = []
         obj = self._decoded(call, obj, duplicates, warnings)
@@ -140,7 +145,7 @@ class Verbs:
         obj = self._decoded(call, obj, duplicates, warnings)
         wanted = metadata.get("resourceVersion") or ""
         if wanted and not str(wanted).isdigit():
-            text = f'resourceVersion: Invalid value: {meta.go_quote(str(wanted))}: must be an unsigned integer'
+            text = f"resourceVersion: Invalid value: {meta.go_quote(str(wanted))}: must be an unsigned integer"
             raise ApiError("BadRequest", text)
         record = self.registry.get(resource, call.namespace, call.name)
         if record is None:
@@ -190,7 +195,8 @@ class Verbs:
             record = self.registry.get(call.resource, call.namespace, call.name)
             if record is None:
                 if applied["metadata"].get("uid"):
-                    text = f"uid mismatch: the provided object specified uid {applied['metadata']['uid']}, and no existing object was found"
+                    uid = applied["metadata"]["uid"]
+                    text = f"uid mismatch: the provided object specified uid {uid}, and no existing object was found"
                     raise conflict_text(call, text)
                 self._authorizer.check(call.user, _attributes(call, "create"))
                 new = mutation.apply(served, call, None, applied)
@@ -212,9 +218,7 @@ class Verbs:
                 await self.registry.settle(lost.actual)
         raise conflict(call.resource.plural, call.name, call.resource.group)
 
-    async def _create_applied(
-        self, call: Call, new: Object, managed: Any, duplicates: tuple[str, ...]
-    ) -> Outcome:
+    async def _create_applied(self, call: Call, new: Object, managed: Any, duplicates: tuple[str, ...]) -> Outcome:
         """Create what was applied, with the managed fields that the apply made."""
         metadata = {key: value for key, value in new["metadata"].items() if key != "managedFields"}
         metadata.setdefault("name", call.name)
@@ -357,14 +361,14 @@ class Verbs:
         resource = call.resource
         if options.uid and options.uid != uid:
             text = (
-                f'Operation cannot be fulfilled on {resource.kind}{f".{resource.group}" if resource.group else ""} '
+                f"Operation cannot be fulfilled on {resource.kind}{f'.{resource.group}' if resource.group else ''} "
                 f'"{call.name}": the UID in the precondition ({options.uid}) does not match the UID in record ({uid}). '
                 "The object might have been deleted and then recreated"
             )
             raise ApiError("Conflict", text, {"name": call.name, "group": resource.group, "kind": resource.kind})
         if options.resource_version and options.resource_version != str(record.revision):
             text = (
-                f'Operation cannot be fulfilled on {resource.kind}{f".{resource.group}" if resource.group else ""} '
+                f"Operation cannot be fulfilled on {resource.kind}{f'.{resource.group}' if resource.group else ''} "
                 f'"{call.name}": the ResourceVersion in the precondition ({options.resource_version}) does not match '
                 f"the ResourceVersion in record ({record.revision}). The object might have been modified"
             )
@@ -389,19 +393,21 @@ class Verbs:
     # --- steps of a write ---------------------------------------------------------------------------------------
 
     def _own_identity(self, call: Call, obj: Object) -> Object:
-        """The object under the stored version with names and namespace agreed with the URL; a fresh top and metadata."""
+        """The object under the stored version, names and namespace agreed with the URL; a fresh top and metadata."""
         resource = call.resource
         if resource.group == EVENTS_GROUP:
-            obj = core_from_events_v1(obj) if obj.get("apiVersion", call.api_version).startswith(EVENTS_GROUP) else dict(obj)
+            obj = (
+                core_from_events_v1(obj)
+                if obj.get("apiVersion", call.api_version).startswith(EVENTS_GROUP)
+                else dict(obj)
+            )
             stored_version = "v1"
         else:
             stored_version = resource.api_version
             stated = obj.get("apiVersion") or call.api_version
             if stated not in (call.api_version, stored_version):
-                text = (
-                    f"the API version in the data ({stated}) does not match the expected API version ({call.api_version})"
-                )
-                raise ApiError("BadRequest", text)
+                expected = f"does not match the expected API version ({call.api_version})"
+                raise ApiError("BadRequest", f"the API version in the data ({stated}) {expected}")
         kind = obj.get("kind") or resource.kind
         if kind != resource.kind:
             text = f"{kind} in version {meta.go_quote(call.version)} cannot be handled as a {resource.kind}"
@@ -412,7 +418,8 @@ class Verbs:
         if not isinstance(metadata, dict):
             text = (
                 f'{resource.kind} in version "{call.version}" cannot be handled as a {resource.kind}: json: cannot '
-                f"unmarshal {schema.type_of(metadata)} into Go struct field {resource.kind}.metadata of type v1.ObjectMeta"
+                f"unmarshal {schema.type_of(metadata)} into Go struct field {resource.kind}.metadata of type "
+                "v1.ObjectMeta"
             )
             raise ApiError("BadRequest", text)
         metadata = dict(metadata)
@@ -444,7 +451,9 @@ class Verbs:
             handled = f'{resource.kind} in version "{call.version}" cannot be handled as a {resource.kind}'
             raise ApiError("BadRequest", f"{handled}: {mismatch}")
         pruned, unknown = schema.prune(served.schema, obj)
-        problems = [f'duplicate field "{path}"' for path in duplicates] + [f'unknown field "{path}"' for path in unknown]
+        problems = [f'duplicate field "{path}"' for path in duplicates] + [
+            f'unknown field "{path}"' for path in unknown
+        ]
         if problems and call.options.validation == "Strict":
             raise self._strict(call, problems, patch)
         if call.options.validation == "Warn":
@@ -461,9 +470,7 @@ class Verbs:
         kind = call.resource.kind
         return ApiError("BadRequest", f'{kind} in version "{call.version}" cannot be handled as a {kind}: {text}')
 
-    def _admit(
-        self, call: Call, served: Served, obj: Object, old: Object | None, warnings: list[str]
-    ) -> Object:
+    def _admit(self, call: Call, served: Served, obj: Object, old: Object | None, warnings: list[str]) -> Object:
         """Kind rules, schema and metadata validation. Raises 422 and what admission raises."""
         resource = call.resource
         obj = core_rules.prepare(resource, obj, old if not call.subresource else None) if not call.subresource else obj
@@ -478,7 +485,8 @@ class Verbs:
             )  # fmt: skip
             obj, advice = admit(request, self._lookup)
             warnings.extend(advice)
-        causes += meta.validate_metadata(obj["metadata"], core_rules.name_rule(resource))
+        rule = core_rules.name_rule(resource)
+        causes += meta.validate_metadata(obj["metadata"], rule, builtin=resource.builtin)
         causes += core_rules.check(resource, obj, old)
         if causes:
             raise invalid(resource.kind, resource.group, obj["metadata"].get("name", ""), causes)
@@ -502,7 +510,10 @@ class Verbs:
         namespace = self.registry.peek(register.NAMESPACE, "", call.namespace)
         if namespace is None:
             raise not_found("namespaces", call.namespace)
-        if namespace["metadata"].get("deletionTimestamp") or (namespace.get("status") or {}).get("phase") == "Terminating":
+        if (
+            namespace["metadata"].get("deletionTimestamp")
+            or (namespace.get("status") or {}).get("phase") == "Terminating"
+        ):
             name = obj["metadata"].get("name", "")
             qualified = f"{resource.plural}.{resource.group}" if resource.group else resource.plural
             text = (

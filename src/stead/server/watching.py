@@ -1,7 +1,7 @@
 """Watches: from a start point to an endless, ordered stream of events, over chunks or WebSocket frames.
 
-Called by `app` (HTTP, WebSocket) and `client.local`. A watcher follows one subscription of the watch cache; the bytes of
-an event are made once for each shape and shared by all watchers. A watcher that cannot keep up is closed and lists
+Called by `app` (HTTP, WebSocket) and `client.local`. A watcher follows one subscription of the watch cache; the bytes
+of an event are made once for each shape and shared by all watchers. A watcher that cannot keep up is closed and lists
 again. Follows W1 to W7. One task for each watcher, on the event loop.
 """
 
@@ -144,7 +144,9 @@ class Watch:
             if subscription.ended:
                 break
             if now >= next_bookmark:
-                next_bookmark = ends - LAST_BOOKMARK_SECONDS if now + BOOKMARK_SECONDS > ends else now + BOOKMARK_SECONDS
+                next_bookmark = (
+                    ends - LAST_BOOKMARK_SECONDS if now + BOOKMARK_SECONDS > ends else now + BOOKMARK_SECONDS
+                )
                 if next_bookmark <= now:
                     next_bookmark = float("inf")
                 if bookmark := self._bookmark():
@@ -155,7 +157,9 @@ class Watch:
                 async for _ in subscription:
                     pass
             except Overrun:
-                raise ApiError("Expired", f"too old resource version: {self._sent} ({self._registry.revision})") from None
+                raise ApiError(
+                    "Expired", f"too old resource version: {self._sent} ({self._registry.revision})"
+                ) from None
 
     async def _wait(self, subscription: Subscription, seconds: float) -> None:
         try:
