@@ -67,7 +67,7 @@ make_venv() {
 # install_stead VENV SOURCE: this checkout into VENV, when it has changed since the last time.
 install_stead() {
   local venv=$1 source=$2 stamp
-  stamp=$(cd "$source" && find src web/dist pyproject.toml -type f -not -name '*.pyc' -print0 2>/dev/null |
+  stamp=$(cd "$source" && find src benchmarks pyproject.toml -type f -not -name "*.pyc" -print0 |
     sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
   if [ "$(cat "$venv/.stead" 2>/dev/null)" != "$stamp" ]; then
     "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall "$source" ||
@@ -86,8 +86,9 @@ start_libvirt() {
   fi
   mkdir -p /run/libvirt
   if ! virsh -c qemu:///system version >/dev/null 2>&1; then
-    pgrep -x virtlogd >/dev/null || virtlogd -d -p /run/libvirt/virtlogd.pid
-    pgrep -x libvirtd >/dev/null || libvirtd -d -p /run/libvirt/libvirtd.pid
+    # Each refuses to start twice by the lock on its pid file.
+    virtlogd -d -p /run/libvirt/virtlogd.pid 2>/dev/null || true
+    libvirtd -d -p /run/libvirt/libvirtd.pid 2>/dev/null || true
     local tries=0
     until virsh -c qemu:///system version >/dev/null 2>&1; do
       tries=$((tries + 1))

@@ -43,6 +43,7 @@ class RemoteClient:
         self._credentials = Credentials(endpoint)
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
+        self._opening = asyncio.Lock()
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
         """One object. Raises ApiError("NotFound")."""
@@ -139,13 +140,14 @@ class RemoteClient:
 
     async def _prepared(self) -> tuple[aiohttp.ClientSession, dict[str, str]]:
         token = await self._credentials.token()
-        if self._session is None:
-            pair = self._credentials.pair or (None, None)
-            context = await asyncio.to_thread(tls_context, self._endpoint, *pair)
-            connector = aiohttp.TCPConnector(
-                ssl=context if context is not None else False, limit=0, keepalive_timeout=60
-            )
-            self._session = aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=True)
+        async with self._opening:  # the first two calls must not each make one
+            if self._session is None:
+                pair = self._credentials.pair or (None, None)
+                context = await asyncio.to_thread(tls_context, self._endpoint, *pair)
+                connector = aiohttp.TCPConnector(
+                    ssl=context if context is not None else False, limit=0, keepalive_timeout=60
+                )
+                self._session = aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=True)
         headers = {"Accept": _JSON, "User-Agent": self._user_agent}
         if token:
             headers["Authorization"] = f"Bearer {token}"
