@@ -152,13 +152,15 @@ def open_scratch(folder: Path) -> int:
 
 async def convert_to_raw(source: int, target: int, format: str, size_bytes: int) -> None:
     """Convert a checked image to raw with qemu-img in a child of its own; `target` must be all holes, of `size_bytes`."""
-    descriptor = f"file.driver=file,file.filename=/dev/fd/{source},driver={format}"
+    file = {"driver": "file", "filename": f"/dev/fd/{source}"}
+    node: dict[str, object] = {"driver": format, "file": file}
     if format == "qcow2":
-        descriptor += ",backing=null"  # read no backing file whatever the header says
+        node["backing"] = None  # read no backing file whatever the header says
+    output = f"file.driver=file,file.filename=/dev/fd/{target},driver=raw"
     await run_program(
         Program(
-            arguments=("qemu-img", "convert", "-n", "--target-is-zero", "-W", "-m", "4", "--image-opts", descriptor,
-                       "--target-image-opts", f"file.driver=file,file.filename=/dev/fd/{target},driver=raw"),
+            arguments=("qemu-img", "convert", "-n", "--target-is-zero", "-W", "-m", "4", "--target-image-opts",
+                       f"json:{msgspec.json.encode(node).decode()}", output),
             descriptors=(source, target),
             file_bytes=size_bytes,
         )

@@ -1,0 +1,227 @@
+"""Servers for image tests, on loopback: a web server with the faults that a test asks for, and Debian's docker-registry.
+
+Both are started on free ports and ended by their context managers. The registry is the real one; pushing to it is done
+with the distribution API by hand, since the project has no push client.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import gzip
+import hashlib
+import http.client
+import http.server
+import io
+import json
+import shutil
+import socket
+import subprocess
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LOOPBACK = ("127.0.0.0/8",)
+
+
+class Web:
+    """What the server does; change it during a test. `files` by path; `seen` lists (path, headers) of requests."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes | Path] = {}
+        self.seen: list[tuple[str, dict[str, str]]] = []
+        self.redirects: dict[str, str] = {}
+        self.basic = ""  # "user:password" that is asked for
+        self.cut_after: list[int] = []  # one entry a response: close the connection after that many bytes
+        self.ranges = True
+        self.port = 0
+        self.slow_seconds = 0.0
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{path}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, web: Web, *args: Any) -> None:
+        self.web = web
+        super().__init__(*args)
+
+    def log_message(self, *_args: Any) -> None:
+        return
+
+    def do_GET(self) -> None:
+        web, name = self.web, self.path.lstrip("/")
+        web.seen.append((name, dict(self.headers)))
+        if name in web.redirects:
+            self._answer(302, b"", {"Location": web.redirects[name]})
+            return
+        if web.basic and self.headers.get("Authorization") != "Basic " + base64.b64encode(web.basic.encode()).decode():
+            self._answer(401, b"", {"WWW-Authenticate": "Basic"})
+            return
+        if name not in web.files:
+            self._answer(404, b"gone", {})
+            return
+        found = web.files[name]
+        data = found if isinstance(found, bytes) else found.read_bytes()
+        headers = {"ETag": f'"{hashlib.md5(data).hexdigest()}"'}
+        wanted = self.headers.get("Range", "")
+        if wanted and web.ranges:
+            start = int(wanted.removeprefix("bytes=").partition("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            self._answer(206, data[start:], headers)
+        else:
+            self._answer(200, data, headers)
+
+    def _answer(self, code: int, data: bytes, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        cut = self.web.cut_after.pop(0) if data and self.web.cut_after else -1
+        if self.web.slow_seconds:
+            time.sleep(self.web.slow_seconds)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(data if cut < 0 else data[:cut])
+        if cut >= 0:
+            self.close_connection = True
+
+
+@contextlib.contextmanager
+def web_server() -> Iterator[Web]:
+    """A server on a free port."""
+    web = Web()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Handler, web))
+    server.daemon_threads = True
+    web.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield web
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Registry:
+    """A running docker-registry."""
+
+    def __init__(self, port: int) -> None:
+        self.host = f"127.0.0.1:{port}"
+
+    def push(self, name: str, tag: str, layers: list[bytes], environment: tuple[str, ...] = ()) -> str:
+        """Push an image of these layers (tar, tar.gz or tar.zst) under the platform index; its digest is answered."""
+        config = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Env": list(environment)}}).encode()
+        descriptors = [self._blob(name, layer, "application/vnd.oci.image.layer.v1.tar+gzip") for layer in layers]
+        manifest = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "config": self._blob(name, config, "application/vnd.oci.image.config.v1+json"),
+                "layers": descriptors,
+            }
+        ).encode()
+        digest = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
+        kind = "application/vnd.oci.image.manifest.v1+json"
+        self._call("PUT", f"/v2/{name}/manifests/{digest}", manifest, kind)
+        entry = {"mediaType": kind, "digest": digest, "size": len(manifest)}
+        index = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": "application/vnd.oci.image.index.v1+json",
+                "manifests": [
+                    {**entry, "platform": {"architecture": "amd64", "os": "linux"}},
+                ],
+            }
+        ).encode()
+        self._call("PUT", f"/v2/{name}/manifests/{tag}", index, "application/vnd.oci.image.index.v1+json")
+        return f"sha256:{hashlib.sha256(index).hexdigest()}"
+
+    def _blob(self, name: str, data: bytes, kind: str) -> dict[str, Any]:
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        location = self._call("POST", f"/v2/{name}/blobs/uploads/", b"", "application/octet-stream")
+        path = location.partition(self.host)[2]
+        self._call("PUT", f"{path}{'&' if '?' in path else '?'}digest={digest}", data, "application/octet-stream")
+        return {"mediaType": kind, "digest": digest, "size": len(data)}
+
+    def _call(self, method: str, path: str, body: bytes, kind: str) -> str:
+        connection = http.client.HTTPConnection(self.host, timeout=60)
+        connection.request(method, path, body, {"Content-Type": kind, "Content-Length": str(len(body))})
+        answer = connection.getresponse()
+        text = answer.read()
+        connection.close()
+        if answer.status >= 300:
+            raise RuntimeError(f"registry: {method} {path}: {answer.status} {text[:200]!r}")
+        return answer.headers.get("Location") or ""
+
+
+def layer(files: dict[str, bytes | Path], compression: str = "gz", links: dict[str, str] | None = None) -> bytes:
+    """A layer with these files (and symbolic links), as the curated container disks have them."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, target in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            archive.addfile(member)
+        for name, content in files.items():
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            member = tarfile.TarInfo(name)
+            member.size, member.mode, member.uid = len(data), 0o444, 107
+            archive.addfile(member, io.BytesIO(data))
+    data = out.getvalue()
+    if compression == "gz":
+        return gzip.compress(data, 1)
+    if compression == "zst":
+        import zstandard
+
+        return zstandard.ZstdCompressor().compress(data)
+    return data
+
+
+def registry_program() -> str | None:
+    """Debian's docker-registry, when installed."""
+    return shutil.which("docker-registry")
+
+
+@contextlib.contextmanager
+def registry(htpasswd: str = "") -> Iterator[Registry]:
+    """A docker-registry on a free port, its data in a folder that is removed."""
+    program = registry_program()
+    if program is None:
+        raise RuntimeError("docker-registry is not installed (apt-get install docker-registry)")
+    with tempfile.TemporaryDirectory(prefix="stead-registry-") as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        config = Path(folder) / "config.yml"
+        text = (
+            f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
+            f"http: {{addr: '127.0.0.1:{port}'}}\n"
+        )
+        if htpasswd:
+            (Path(folder) / "htpasswd").write_text(htpasswd)
+            text += f"auth: {{htpasswd: {{realm: test, path: {folder}/htpasswd}}}}\n"
+        config.write_text(text)
+        process = subprocess.Popen([program, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            _until_open(port, process)
+            yield Registry(port)
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _until_open(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+    raise RuntimeError("docker-registry did not start")
