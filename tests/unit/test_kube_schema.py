@@ -13,6 +13,7 @@ import pytest
 from msgspec import Meta
 
 from stead.kube import schema as sc
+from stead.kube.patch import merge_patch
 
 
 class Mode(enum.StrEnum):
@@ -146,6 +147,36 @@ def test_type_mismatch_speaks_like_the_decoder() -> None:
         text == "json: cannot unmarshal number into Go struct field ConfigMap.ObjectMeta.metadata.labels of type string"
     )
     assert sc.type_mismatch(schema, {"metadata": {"labels": {"a": "b"}, "x": 1}}, "ConfigMap") is None
+
+
+def test_recorded_rules() -> None:
+    """The recorded CEL scenario: which rules break, and how that is said."""
+    folder = os.environ.get("STEAD_ORACLE")
+    if not folder:
+        print("not replayed")
+        return
+    scenario = next(s for s in json.loads((Path(folder) / "api/crd.json").read_text()) if s["name"] == "cel")
+    steps = [s for s in scenario["steps"] if "request" in s]
+    crd = steps[0]["request"]["body"]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    schema = sc.object_schema(crd)
+    stored: dict[str, Any] = {}
+    replayed = 0
+    for step in steps[1:]:
+        request, answer = step["request"], step["response"]
+        if "customresourcedefinitions" in request["path"]:
+            break  # the rules change from here on
+        body = request["body"]
+        if request["method"] == "PATCH":
+            body = merge_patch(stored["/a"], body)
+        causes = sc.validate(
+            schema, sc.default(schema, body), old=stored["/a"] if request["method"] == "PATCH" else sc.ABSENT
+        )
+        recorded = (answer["body"].get("details") or {}).get("causes", [])
+        assert causes == recorded, request["body"]
+        if answer["status"] in {200, 201} and body["metadata"]["name"] == "a":
+            stored["/a"] = body
+        replayed += 1
+    assert replayed > 5
 
 
 def test_recorded_custom_resource_validation() -> None:

@@ -19,6 +19,7 @@ from stead.kube.structural import (
     MAP_TYPE,
     OBJECT_META,
     PRESERVE,
+    RULES,
     Schema,
     child,
     join,
@@ -26,9 +27,10 @@ from stead.kube.structural import (
     schema_from_struct,
     type_of,
 )
-from stead.kube.validation import Causes, type_mismatch, validate
+from stead.kube.validation import ABSENT, Causes, has_rules, type_mismatch, validate
 
 __all__ = [
+    "ABSENT",
     "EMBEDDED",
     "INT_OR_STRING",
     "LIST_KEYS",
@@ -36,10 +38,12 @@ __all__ = [
     "MAP_TYPE",
     "OBJECT_META",
     "PRESERVE",
+    "RULES",
     "Causes",
     "Schema",
     "child",
     "default",
+    "has_rules",
     "normalise_metadata",
     "object_schema",
     "prune",

@@ -1,7 +1,7 @@
 """What a structural schema is, and how one comes from a typed definition.
 
 A schema is an OpenAPI v3 dict with Kubernetes' `x-kubernetes-…` extensions; one exists per kind. `schema` (the face
-that other rooms import), `validation` and `fieldset` build on this module. Stateless but for a cache; safe from any thread.
+that others import), `validation` and `fieldset` build on this module. Stateless but for a cache; safe from any thread.
 Source: CustomResourceDefinition (apiextensions.k8s.io/v1) and metav1.ObjectMeta.
 
 Rules for Structs: names by `rename="camel"`; a field without default is required; `T | None` is not nullable (a null is
@@ -27,6 +27,7 @@ EMBEDDED = "x-kubernetes-embedded-resource"
 LIST_TYPE = "x-kubernetes-list-type"
 LIST_KEYS = "x-kubernetes-list-map-keys"
 MAP_TYPE = "x-kubernetes-map-type"
+RULES = "x-kubernetes-validations"
 
 _STRING: Schema = {"type": "string"}
 _INTEGER: Schema = {"type": "integer", "format": "int64"}

@@ -12,20 +12,33 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
+from stead.kube.cel import RuleError, Unsupported, compile_rule, is_transition
 from stead.kube.errors import cause
 from stead.kube.meta import parse_time
-from stead.kube.structural import INT_OR_STRING, LIST_KEYS, LIST_TYPE, OBJECT_META, Schema, child, join, type_of
+from stead.kube.structural import INT_OR_STRING, LIST_KEYS, LIST_TYPE, OBJECT_META, RULES, Schema, child, join, type_of
 
 Causes = list[dict[str, str]]
 
 
-def validate(schema: Schema, value: Any, path: str = "", name: str | None = None) -> Causes:
+#: stands for "there is no old value": rules that compare with it hold
+ABSENT: Any = object()
+_UNCHECKED = (
+    "Invalid value: null: some validation rules were not checked because the object was invalid; "
+    "correct the existing errors to complete validation"
+)
+
+
+def validate(schema: Schema, value: Any, path: str = "", name: str | None = None, old: Any = ABSENT) -> Causes:
     """`details.causes` for all that breaks the schema, in schema order.
 
     `path` is the field path of causes; `name` the path that texts show, where that differs (the status subresource is
-    validated with path "status" and name "").
+    validated with path "status" and name ""). `old` is the stored value of an update, for CEL rules that compare.
+    Rules are checked only where all else is well, and a cause says so.
     """
-    return _Validation().check(schema, value, path, path if name is None else name)
+    causes = _Validation().check(schema, value, path, path if name is None else name)
+    if not causes:
+        return list(_broken_rules(schema, value, old, path))
+    return [*causes, cause("<nil>", _UNCHECKED)] if has_rules(schema) else causes
 
 
 def _invalid(path: str, value: Any, text: str) -> dict[str, str]:
@@ -210,6 +223,63 @@ def _duplicates(schema: Schema, value: list[Any], path: str) -> Iterator[dict[st
         if text in seen:
             yield cause(f"{path}[{index}]", f"Duplicate value: {text}", "FieldValueDuplicate")
         seen.add(text)
+
+
+# --- CEL rules --------------------------------------------------------------------------------------------------
+
+_REASONS = {
+    "FieldValueForbidden": "Forbidden: {text}",
+    "FieldValueRequired": "Required value: {text}",
+    "FieldValueDuplicate": "Duplicate value: {shown}",
+}
+
+
+def has_rules(schema: Schema) -> bool:
+    """Whether the schema or anything below it carries `x-kubernetes-validations`."""
+    if schema.get(RULES):
+        return True
+    below = [*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")]
+    return any(isinstance(s, dict) and has_rules(s) for s in below)
+
+
+def _broken_rules(schema: Schema, value: Any, old: Any, path: str) -> Iterator[dict[str, str]]:
+    if value is None:
+        return
+    for rule in schema.get(RULES, []):
+        if found := _broken_rule(rule, value, old, path):
+            yield found
+    if isinstance(value, dict):
+        olds = old if isinstance(old, dict) else {}
+        for key, item in value.items():
+            inner = child(schema, key)
+            if inner is not None and inner is not OBJECT_META:
+                yield from _broken_rules(inner, item, olds.get(key, ABSENT), join(path, key))
+    elif isinstance(value, list) and isinstance(items := schema.get("items"), dict):
+        # Items of a list have no old value of their own unless a key tells them apart; those rules are rare.
+        for index, item in enumerate(value):
+            yield from _broken_rules(items, item, ABSENT, f"{path}[{index}]")
+
+
+def _broken_rule(rule: dict[str, Any], value: Any, old: Any, path: str) -> dict[str, str] | None:
+    text: str = rule.get("rule", "")
+    if old is ABSENT and is_transition(text):
+        return None
+    place = path + rule.get("fieldPath", "")
+    try:
+        if compile_rule(text)(value, None if old is ABSENT else old) is True:
+            return None
+        message = rule.get("message") or f"failed rule: {text.strip()}"
+        if expression := rule.get("messageExpression"):
+            message = str(compile_rule(expression)(value, None if old is ABSENT else old))
+    except Unsupported as error:
+        message = f"rule compile error: {error}"
+    except RuleError as error:
+        message = f"{error} evaluating rule: {rule.get('message') or text.strip()}"
+    shown = "" if isinstance(value, dict | list) else _shown(value)
+    reason = rule.get("reason") or "FieldValueInvalid"
+    plain = f"Invalid value: {shown}: {message}" if shown else f"Invalid value: {message}"
+    worded = _REASONS[reason].format(text=message, shown=shown) if reason in _REASONS else plain
+    return cause(place, worded, reason)
 
 
 # --- Go's decoder -----------------------------------------------------------------------------------------------
