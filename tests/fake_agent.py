@@ -1,4 +1,4 @@
-"""A host's agent that does everything at once and nothing for real: for tests of controllers on a `FakeClient`.
+"""A host's agent that does everything at once and nothing for real: for tests of controllers.
 
 It registers one Node, takes instances from Scheduled to Running (or fails them), ends deleted ones, and makes and fills
 volumes. `hold_transfers`, `fail_starts` and `fail_transfers` script it.
@@ -11,8 +11,9 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from fake_client import FakeClient
+from stead.client.contract import Client
 from stead.client.informer import Informer
+from stead.client.lease import micro_time
 from stead.kinds.register import (
     LEASE,
     NODE,
@@ -57,7 +58,7 @@ def ready_node(name: str, *, cpu: str = "4", memory: str = "16Gi", labels: dict[
 class FakeAgent:
     """See the module's prose."""
 
-    def __init__(self, client: FakeClient, host: str = "host1", **node: Any) -> None:
+    def __init__(self, client: Client, host: str = "host1", **node: Any) -> None:
         self.client = client
         self.host = host
         self.node = ready_node(host, **node)
@@ -74,7 +75,8 @@ class FakeAgent:
         status = self.node["status"]
         made = await self.client.create(NODE, {k: v for k, v in self.node.items() if k != "status"})
         await self.client.update(NODE, {**made, "status": status}, "status")
-        lease = {"metadata": {"namespace": "kube-node-lease", "name": self.host}, "spec": {"renewTime": now()}}
+        lease: Object = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
+        lease |= {"metadata": {"namespace": "kube-node-lease", "name": self.host}, "spec": {"renewTime": micro_time()}}
         await self.client.create(LEASE, lease)
         for resource in (VIRTUAL_MACHINE_INSTANCE, PERSISTENT_VOLUME_CLAIM, PERSISTENT_VOLUME):
             informer = self._informers[resource.plural] = Informer(self.client, resource)

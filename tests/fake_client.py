@@ -50,7 +50,7 @@ class FakeClient:
         await self._gate("get", resource, name)
         return self._stored(resource, namespace, name)
 
-    async def list(self, resource: Resource, selection: Selection = Selection()) -> ObjectList:  # noqa: B008
+    async def list(self, resource: Resource, selection: Selection = Selection()) -> ObjectList:
         await self._gate("list", resource, "")
         items = [o for k, o in self.objects.items() if k[:2] == _identity(resource) and _selected(o, selection)]
         return ObjectList(sorted(items, key=_sort_key), str(self.version))
@@ -58,7 +58,7 @@ class FakeClient:
     async def watch(
         self,
         resource: Resource,
-        selection: Selection = Selection(),  # noqa: B008 (as the contract has it)
+        selection: Selection = Selection(),
         resource_version: str = "",
     ) -> AsyncIterator[WatchEvent]:
         await self._gate("watch", resource, "")

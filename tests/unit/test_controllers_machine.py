@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from controller_world import Plane, machine, plane
+from fake_client import FakeClient
 from stead.controllers import machine_status as state
 from stead.controllers.machine import decide_run
 from stead.controllers.machine_status import View
@@ -16,6 +17,8 @@ from stead.kinds.register import (
     ADDRESS_CLAIM,
     CLUSTER_INSTANCETYPE,
     CONTROLLER_REVISION,
+    LEASE,
+    NODE,
     VIRTUAL_MACHINE,
     VIRTUAL_MACHINE_INSTANCE,
 )
@@ -301,8 +304,6 @@ async def test_unschedulable_says_why_for_each_host_and_recovers() -> None:
         told = await p.until_printable("vm1", "ErrorUnschedulable")
         assert "host1: label rack=7 of nodeSelector is missing" in condition(told, "PodScheduled")["message"]
         node = p.client.of("nodes")[0]
-        from stead.kinds.register import NODE
-
         await p.client.patch(NODE, None, "host1", {"metadata": {"labels": {**node["metadata"]["labels"], "rack": "7"}}})
         vm = await p.until_printable("vm1", "Running")
         assert not condition(vm, "PodScheduled")
@@ -446,3 +447,70 @@ async def test_controllers_stop_cleanly() -> None:
         await p.until_printable("vm1", "Running")
     await asyncio.sleep(0)
     assert len(asyncio.all_tasks()) == before
+
+
+@pytest.mark.parametrize("after", range(1, 13))
+async def test_a_crash_after_any_write_is_made_good_by_the_next_start(after: int) -> None:
+    """The controllers are killed right after their n-th write; new ones finish the work, once."""
+    client = FakeClient()
+    left = [10_000]
+    dead = asyncio.Event()
+
+    def crash(verb: str, resource: Any, name: str) -> OSError | None:
+        if verb in ("create", "update", "patch", "delete"):
+            left[0] -= 1
+        if left[0] < 0:
+            dead.set()
+        return OSError("killed") if left[0] < 0 else None
+
+    async with plane(client) as p:
+        await create(p, machine(strategy="RerunOnFailure", preference={"name": "alpine"}))
+        left[0] = after
+        client.fail = crash
+        async with asyncio.timeout(10):
+            while not dead.is_set() and not any(
+                v["status"].get("phase") == "Running" for v in client.of("virtualmachineinstances")
+            ):
+                await asyncio.sleep(0.01)
+    client.fail = None
+    for resource, name in ((NODE, "host1"), (LEASE, "host1")):
+        namespace = "kube-node-lease" if resource is LEASE else None
+        if any(k[1] == resource.plural for k in client.objects):
+            await client.delete(resource, namespace, name)
+    async with plane(client) as p:
+        await p.until_printable("vm1", "Running")
+        await p.settle()
+        assert len(client.of("virtualmachineinstances")) == 1
+        assert len(client.of("addressclaims")) == 1
+        first = await instance(p)
+        await p.agent.end("default", "vm1", "Failed")
+        await new_instance(p, "vm1", first["metadata"]["uid"])
+        assert len(client.of("addressclaims")) == 1
+
+
+async def test_a_bare_instance_is_placed_and_its_address_goes_with_it() -> None:
+    async with plane() as p:
+        bare = {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "VirtualMachineInstance",
+            "metadata": {"namespace": "default", "name": "bare"},
+            "spec": machine()["spec"]["template"]["spec"],
+        }
+        await p.client.create(VIRTUAL_MACHINE_INSTANCE, bare)
+        await p.until(VIRTUAL_MACHINE_INSTANCE, "bare", lambda o: o.get("status", {}).get("phase") == "Running")
+        [claim] = p.client.of("addressclaims")
+        assert claim["spec"]["machine"]["kind"] == "VirtualMachineInstance"
+        await p.client.delete(VIRTUAL_MACHINE_INSTANCE, "default", "bare")
+        await p.until_gone(VIRTUAL_MACHINE_INSTANCE, "bare")
+        await p.until_gone(ADDRESS_CLAIM, claim["metadata"]["name"])
+
+
+async def test_an_instance_that_no_host_ever_had_goes_at_once() -> None:
+    async with plane() as p:
+        vm = machine()
+        vm["spec"]["template"]["spec"]["nodeSelector"] = {"rack": "7"}
+        await create(p, vm)
+        await p.until_printable("vm1", "ErrorUnschedulable")
+        await p.client.delete(VIRTUAL_MACHINE, "default", "vm1")
+        await p.until_gone(VIRTUAL_MACHINE, "vm1")
+        assert not p.client.of("virtualmachineinstances")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stead.client.informer import Key
-from stead.controllers.conditions import controller_of, spec_of
+from stead.controllers.conditions import annotations_of, controller_of, spec_of
 from stead.controllers.runner import Controller, Source, World, own_key
 from stead.controllers.writes import create_if_absent, delete_if_there, read
 from stead.kinds.register import ADDRESS_CLAIM, VIRTUAL_MACHINE, VIRTUAL_MACHINE_INSTANCE
@@ -25,7 +25,8 @@ Object = dict[str, Any]
 ANNOTATION = "stead.io/addresses"
 #: the network address, the gateway, and the last (broadcast) address are never claimed
 RESERVED_FIRST = 2
-TRIES = 4096
+#: how soon the address of an orphaned instance is looked at again
+ORPHAN_SECONDS = 30.0
 
 
 class NoAddress(Exception):
@@ -107,11 +108,9 @@ class Addresses:
         while not mac and self._claims.by_index("mac", mac_for(machine, interface, attempt)):
             attempt += 1
         mac = mac or mac_for(machine, interface, attempt)
-        for tries, address in enumerate(candidates(self._cidr, machine, interface)):
+        for address in candidates(self._cidr, machine, interface):
             if self._claims.get(None, address) is not None:
                 continue
-            if tries > TRIES * 16:
-                break
             spec = {"ipv4": address, "mac": mac, "interface": interface, "machine": machine}
             if await self._create(address, spec):
                 return spec
@@ -157,12 +156,12 @@ class Addresses:
         live = await read(self._client, resource, namespace, name)
         if live is not None and live["metadata"]["uid"] == uid:
             return None
-        if vms and (left := self._instance_of(machine)) is not None:
-            return 2.0 if left else None
+        if vms and self._is_in_use(machine, key.name):
+            return ORPHAN_SECONDS
         await delete_if_there(self._client, ADDRESS_CLAIM, claim)
         return None
 
-    def _instance_of(self, machine: Object) -> Object | None:
-        """An orphaned instance of a deleted VirtualMachine still uses the address."""
+    def _is_in_use(self, machine: Object, address: str) -> bool:
+        """Whether an orphaned instance of a deleted VirtualMachine still has the address."""
         vmi = self._vmis.get(machine.get("namespace", ""), machine.get("name", ""))
-        return vmi if vmi is not None and ANNOTATION in (vmi["metadata"].get("annotations") or {}) else None
+        return f'"{address}"' in annotations_of(vmi).get(ANNOTATION, "")

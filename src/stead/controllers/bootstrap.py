@@ -8,6 +8,7 @@ that an administrator deleted comes back at the next start only if it is a shipp
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ NAMESPACES = (
     "kubevirt-os-images",
     "cdi",
 )
+#: how many shipped objects are written at a time
+PARALLEL = 16
 #: what we say we are to clients that ask for KubeVirt's and CDI's version
 KUBEVIRT_VERSION, CDI_VERSION = "v1.8.4", "v1.63.1"
 
@@ -46,19 +49,34 @@ async def bootstrap(client: Client, now: Any, *, roles: Sequence[Object] = ()) -
     await _kubevirt(client, text_from_time(now()))
     await _cdi(client, text_from_time(now()))
     await _storage_class(client)
-    for shipped in [*roles, *catalogue.cluster_instancetypes(), *catalogue.cluster_preferences()]:
-        resource = _resource_of(shipped)
-        if resource is not None:
-            await refresh(client, resource, shipped)
+    slots = asyncio.Semaphore(PARALLEL)  # the store commits concurrent writes together
+
+    async def ship(shipped: Object) -> None:
+        async with slots:
+            await refresh(client, _resource_of(shipped), shipped)
+
+    await asyncio.gather(
+        *(ship(s) for s in [*roles, *catalogue.cluster_instancetypes(), *catalogue.cluster_preferences()])
+    )
 
 
-def _resource_of(obj: Object) -> Resource | None:
+def _resource_of(obj: Object) -> Resource:
     group = obj["apiVersion"].rpartition("/")[0]
     return resource_for(obj["kind"], group)
 
 
 async def refresh(client: Client, resource: Resource, wanted: Object) -> None:
-    """Create `wanted`, or bring labels and content of what exists to it."""
+    """Create `wanted`, or bring labels and content of what exists to it. One that is refused is logged and left."""
+    try:
+        await _refresh(client, resource, wanted)
+    except ApiError as error:
+        if error.code >= 500:
+            raise
+        name = wanted["metadata"]["name"]
+        log.warning("shipped object not refreshed", kind=resource.kind, name=name, error=str(error))
+
+
+async def _refresh(client: Client, resource: Resource, wanted: Object) -> None:
     metadata = wanted["metadata"]
     known = await read(client, resource, metadata.get("namespace"), metadata["name"])
     if known is None:
@@ -72,10 +90,7 @@ async def refresh(client: Client, resource: Resource, wanted: Object) -> None:
     if labels != (known["metadata"].get("labels") or {}):
         steps.append({"op": "add", "path": "/metadata/labels", "value": labels})
     if steps:
-        try:
-            await guarded_patch(client, resource, known, steps)
-        except ApiError as error:
-            log.warning("shipped object not refreshed", kind=resource.kind, name=metadata["name"], error=str(error))
+        await guarded_patch(client, resource, known, steps)
 
 
 async def _kubevirt(client: Client, now: str) -> None:

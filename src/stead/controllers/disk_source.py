@@ -75,6 +75,10 @@ def source_kind(data_volume: Object) -> str:
 def resolve(data_volume: Object, look: Lookups) -> Resolved:
     """Make the source concrete. Raises `Wait`."""
     spec, namespace = spec_of(data_volume), data_volume["metadata"]["namespace"]
+    if spec.get("contentType") == "archive":
+        raise Wait("Unsupported", "spec.contentType: archive is not supported, only kubevirt")
+    if spec.get("checkpoints"):
+        raise Wait("Unsupported", "spec.checkpoints: multi-stage imports are not supported")
     if spec.get("sourceRef"):
         return _from_data_source(spec["sourceRef"], namespace, look)
     kind = source_kind(data_volume)

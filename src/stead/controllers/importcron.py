@@ -89,6 +89,8 @@ def decide_imports(import_cron: Object, imports: list[Object], now: datetime) ->
         due = schedule.after(last)
         if due is not None and due <= now:
             tick = due
+    elif not error and not imports and not status_of(import_cron).get("lastImportedPVC"):
+        tick = time_from_text(import_cron["metadata"]["creationTimestamp"])  # its only import was removed: try again
     if schedule is not None:
         next_tick = schedule.after(max(now, tick or now))
     wanted = f"{name}-{digest[:12]}" if digest else f"{name}-{tick:%Y%m%d%H%M}" if tick else ""
@@ -102,6 +104,7 @@ def decide_imports(import_cron: Object, imports: list[Object], now: datetime) ->
     point_to = done[-1]["metadata"]["name"] if done else ""
     current = start or (ordered[-1]["metadata"]["name"] if ordered else "")
     remove = _outdated(import_cron, [d["metadata"]["name"] for d in done], keep_also=current)
+    remove += tuple(n for n in failed if n != current)
     return Plan(
         start=start,
         digest=digest,

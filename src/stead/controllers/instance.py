@@ -130,8 +130,9 @@ class Instances:
         self._data_volumes = of(DATA_VOLUME)
         self._classes = of(STORAGE_CLASS)
         self._assumed: dict[str, tuple[str, Use]] = {}
+        self._uses: dict[str, tuple[Any, Use]] = {}  # by uid: generation and what it takes, so as not to parse again
         self._vmis.add_index("claim", claims_used)
-        self._vmis.add_index("unplaced", lambda v: [] if status_of(v).get("nodeName") or is_final(v) else ["yes"])
+        self._vmis.add_index("unplaced", _is_waiting)
 
     def controller(self) -> Controller:
         """The value that `run_controller` runs."""
@@ -190,7 +191,7 @@ class Instances:
             self._tell(vmi, step)
             await guarded_patch(self._client, VIRTUAL_MACHINE_INSTANCE, vmi, steps)
         if step.host:
-            use = Use(placement.machine_cpu_milli(vmi), placement.machine_memory(vmi))
+            use = self._use(vmi)
             self._assumed[vmi["metadata"]["uid"]] = (step.host, use)
         return step.again
 
@@ -248,7 +249,7 @@ class Instances:
         for vmi in self._vmis.objects():
             uid, host = vmi["metadata"]["uid"], status_of(vmi).get("nodeName")
             known.add(uid)
-            use = Use(placement.machine_cpu_milli(vmi), placement.machine_memory(vmi))
+            use = self._use(vmi)
             if not host and uid in self._assumed:
                 host, use = self._assumed[uid]
             if not host or is_final(vmi) or uid == asking["metadata"]["uid"]:
@@ -257,7 +258,17 @@ class Instances:
             used[host] = Use(before.cpu_milli + use.cpu_milli, before.memory + use.memory)
         for gone in [uid for uid in self._assumed if uid not in known]:
             del self._assumed[gone]
+        for gone in [uid for uid in self._uses if uid not in known]:
+            del self._uses[gone]
         return used
+
+    def _use(self, vmi: Object) -> Use:
+        uid, generation = vmi["metadata"]["uid"], vmi["metadata"].get("generation")
+        known = self._uses.get(uid)
+        if known is None or known[0] != generation:
+            known = (generation, Use(placement.machine_cpu_milli(vmi), placement.machine_memory(vmi)))
+            self._uses[uid] = known
+        return known[1]
 
     async def _bind_claims(self, vmi: Object, needs: list[Need], host: str) -> None:
         """Tell the volumes controller and the agent where the waiting claims shall be made."""
@@ -275,6 +286,12 @@ class Instances:
         await guarded_patch(
             self._client, VIRTUAL_MACHINE_INSTANCE, vmi, finalizer_steps(vmi, remove=INSTANCE_FINALIZER)
         )
+
+
+def _is_waiting(vmi: Object) -> list[str]:
+    """Index: instances that a change of hosts may concern: without a host yet, or going."""
+    placed = bool(status_of(vmi).get("nodeName")) or is_final(vmi)
+    return ["yes"] if is_deleting(vmi) or not placed else []
 
 
 def claims_used(vmi: Object) -> list[str]:
