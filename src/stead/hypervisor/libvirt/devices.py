@@ -109,14 +109,11 @@ def _add_source(element: ET.Element, disk: Disk) -> None:
     attribute = "dev" if disk.source == "block" else "file"
     if not disk.path:
         return
-    source = ET.SubElement(element, "source", {attribute: disk.path})
-    if disk.read_only or disk.shareable:
-        ET.SubElement(source, "seclabel", model="dac", relabel="no")
+    ET.SubElement(element, "source", {attribute: disk.path})
     if disk.base:
         backing = ET.SubElement(element, "backingStore", type="file")
         ET.SubElement(backing, "format", type=disk.base_format or "raw")
-        base = ET.SubElement(backing, "source", file=disk.base)
-        ET.SubElement(base, "seclabel", model="dac", relabel="no")
+        ET.SubElement(backing, "source", file=disk.base)
         ET.SubElement(backing, "backingStore")
     else:
         ET.SubElement(element, "backingStore")  # the end of the chain: libvirt must not look into the image for more
@@ -252,14 +249,14 @@ def _add_graphics(devices: ET.Element, machine: Machine) -> None:
     ET.SubElement(video, "model", type=machine.graphics.video, heads="1")
 
 
-def memory_element(machine: Machine, requested: int) -> ET.Element:
-    """The virtio-mem device that holds the room above `memory.size`; `requested` bytes of it are plugged in."""
+def memory_element(machine: Machine) -> ET.Element:
+    """The virtio-mem device that holds the room above `memory.size`; none of it is plugged in at the start."""
     element = ET.Element("memory", model="virtio-mem")
     if machine.memory.shared:
         element.set("access", "shared")
     target = ET.SubElement(element, "target")
     room = machine.memory.maximum - machine.memory.size
-    for tag, size in (("size", room), ("block", 2 * 1024 * 1024), ("requested", requested)):
+    for tag, size in (("size", room), ("block", 2 * 1024 * 1024), ("requested", 0)):
         ET.SubElement(target, tag, unit="b").text = str(size)
     target.insert(1, _node_zero())
     ET.SubElement(element, "alias", name="ua-memory")
@@ -293,4 +290,4 @@ def _add_smaller_devices(devices: ET.Element, machine: Machine) -> None:
         vsock = ET.SubElement(devices, "vsock", model="virtio")
         ET.SubElement(vsock, "cid", auto="no", address=str(machine.vsock_cid))
     if machine.memory.maximum > machine.memory.size:
-        devices.append(memory_element(machine, 0))
+        devices.append(memory_element(machine))
