@@ -12,6 +12,7 @@ import asyncio
 import copy
 import json
 import uuid
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -38,10 +39,10 @@ class FakeClient:
         self.on_create: dict[str, Callable[[Object], Object]] = {}
         self.fail: Callable[[str, Resource, str], ApiError | OSError | None] | None = None
         self.default_namespace_finalizer = True
-        self._history: list[tuple[int, Identity, Object | None, Object | None]] = []  # rv, kind, old, new
+        self._history: dict[Identity, list[tuple[int, Object | None, Object | None]]] = {}  # version, old, new
         self._keep = history
         self._compacted = 100
-        self._changed = asyncio.Condition()
+        self._changed: dict[Identity, asyncio.Event] = {}
         self._pristine: list[tuple[Object, str]] = []
 
     # verbs -------------------------------------------------------------------------------------------------------
@@ -71,14 +72,15 @@ class FakeClient:
         while True:
             if after < self._compacted:
                 raise ApiError("Expired", f"too old resource version: {after} ({self._compacted})")
-            for version, identity, old, new in [h for h in self._history if h[0] > after]:
+            changed = self._changed.setdefault(_identity(resource), asyncio.Event())
+            history = self._history.get(_identity(resource), [])
+            for version, old, new in history[bisect_right(history, after, key=lambda h: h[0]) :]:
                 after = version
-                event = _event(old, new, selection, version) if identity == _identity(resource) else None
+                event = _event(old, new, selection, version)
                 if event is not None:
                     yield event
-            async with self._changed:
-                if self.version <= after:
-                    await self._changed.wait()
+            if changed is self._changed.get(_identity(resource)):
+                await changed.wait()
 
     async def create(self, resource: Resource, obj: Object) -> Object:
         await self._gate("create", resource, obj["metadata"].get("name", ""))
@@ -175,8 +177,9 @@ class FakeClient:
 
     async def wake(self) -> None:
         """Let watchers look again (after `expire`)."""
-        async with self._changed:
-            self._changed.notify_all()
+        for changed in self._changed.values():
+            changed.set()
+        self._changed.clear()
 
     def count_writes(self, *plurals: str) -> int:
         """Writes so far to these kinds (all, without argument)."""
@@ -261,11 +264,13 @@ class FakeClient:
         await self._publish(_identity(resource), old, None)
 
     async def _publish(self, identity: Identity, old: Object | None, new: Object | None) -> None:
-        self._history.append((self.version, identity, old, new))
-        if len(self._history) > self._keep:
-            self._compacted = self._history.pop(0)[0]
-        async with self._changed:
-            self._changed.notify_all()
+        history = self._history.setdefault(identity, [])
+        history.append((self.version, old, new))
+        if len(history) > self._keep:
+            self._compacted = history.pop(0)[0]
+        changed = self._changed.pop(identity, None)  # each write wakes those who waited before it
+        if changed is not None:
+            changed.set()
 
 
 def _identity(resource: Resource) -> Identity:
