@@ -72,8 +72,8 @@ class LibvirtHost:
         await self.start_libvirtd()
 
     async def _hide_kvm(self) -> None:
-        """Where a /dev/kvm exists that cannot run guests, libvirt probes QEMU anew on each start (4 s): tests are emulated
-        anyway, and see a /dev of their own without it. (A cover mounted on the node would break libvirt's own /dev.)
+        """Where a /dev/kvm exists that cannot run guests, libvirt probes QEMU anew on each start (4 s): tests are
+        emulated anyway, and see a /dev of their own without it. (A cover mounted on the node breaks libvirt's own.)
         """
         if not Path("/dev/kvm").exists():
             return

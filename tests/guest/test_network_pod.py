@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests import guest_image
+from tests.libvirt_host import LibvirtHost, libvirt_host
+from tests.outer_network import HOST_ADDRESS, WORLD_ADDRESS, OuterNetwork, outer_network, run
 
 from stead.hypervisor.contract import Cpu, Firmware, Isolation, Machine, Memory, Nic
 from stead.hypervisor.libvirt.driver import LibvirtHypervisor
 from stead.network.podnetwork import Attachment, NetworkConfig, NetworkError, PodNetwork
-from tests import guest_image
-from tests.libvirt_host import LibvirtHost, libvirt_host
-from tests.outer_network import HOST_ADDRESS, WORLD_ADDRESS, OuterNetwork, outer_network, run
 
 pytestmark = pytest.mark.guest
 BOOT_SECONDS = 120.0
@@ -104,7 +104,8 @@ class Guest:
     async def wait_for(self, text: str, start: int = 0) -> None:
         async with asyncio.timeout(BOOT_SECONDS):
             while text not in self.text[start:]:
-                assert self._task is not None and not self._task.done(), f"the guest ended: {self.text[-2000:]}"
+                assert self._task is not None
+                assert not self._task.done(), f"the guest ended: {self.text[-2000:]}"
                 await asyncio.sleep(0.05)
 
     async def shell(self, command: str) -> str:

@@ -41,7 +41,7 @@ _PIXEL = bytes.fromhex(
 
 class Script(msgspec.Struct, frozen=True, kw_only=True):
     """How operations behave. `delays` are (least, most) seconds by operation, `*` for all others. `failures` map an
-    operation to the numbers of the calls that fail (from 1, counted over all machines), with an error of `failure_kind`.
+    operation to the numbers of the calls that fail (from 1, over all machines), with an error of `failure_kind`.
     """
 
     delays: Mapping[str, tuple[float, float]] = {}

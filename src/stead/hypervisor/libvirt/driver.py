@@ -39,6 +39,7 @@ from stead.hypervisor.libvirt.connection import Connection
 from stead.hypervisor.libvirt.devices import GUEST_AGENT_CHANNEL
 from stead.hypervisor.libvirt.emulation import probe
 from stead.hypervisor.libvirt.events import lifecycle_detail, state_from_libvirt
+from stead.hypervisor.libvirt.firmware import choose_template, read_descriptors
 from stead.hypervisor.libvirt.hotplug import apply_in_place
 from stead.hypervisor.libvirt.screen import read_screen
 from stead.hypervisor.libvirt.statistics import read_statistics
@@ -49,7 +50,6 @@ from stead.hypervisor.libvirt.xml import (
     fingerprint,
     mark_from_element,
     mark_from_xml,
-    nvram_template,
 )
 from stead.hypervisor.subscribers import Subscribers
 
@@ -231,9 +231,10 @@ class LibvirtHypervisor:
         active = domain.isActive() == 1
         known = self._known.setdefault(uid, _Known(mark, ""))
         known.pid = process.find_pid(uid, domain.name(), known.pid) if active else 0
-        if not known.digest:
-            known.digest = definition_digest(_inactive_xml(domain))
-        changed = known.changed or not domain.isPersistent()
+        digest = definition_digest(_inactive_xml(domain))  # not every change by virsh makes an event
+        known.digest = known.digest or digest
+        changed = known.changed or known.digest != digest or not domain.isPersistent()
+        known.changed = changed
         kind = root.find("os/type")
         channel = root.find(f"devices/channel/target[@name='{GUEST_AGENT_CHANNEL}']")
         return Observed(
@@ -297,7 +298,7 @@ class LibvirtHypervisor:
         def start(connection: libvirt.virConnect) -> int:
             domain = _lookup(connection, uid)
             if mark.machine is not None and mark.machine.firmware.nvram:
-                process.prepare_nvram(mark.machine, nvram_template(_inactive_xml(domain)))
+                process.prepare_nvram(mark.machine, choose_template(mark.machine, read_descriptors()))
             try:
                 domain.createWithFlags(flags)
             except libvirt.libvirtError as error:

@@ -90,7 +90,7 @@ _STOPPED = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: StopReason.CRASHED,
     libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED: StopReason.MIGRATED,
     libvirt.VIR_DOMAIN_EVENT_STOPPED_SAVED: StopReason.SAVED,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: StopReason.FAILED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: StopReason.CRASHED,  # so libvirt calls a QEMU that died under it
 }
 
 

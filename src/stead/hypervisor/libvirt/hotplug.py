@@ -13,8 +13,8 @@ import xml.etree.ElementTree as ET
 import libvirt
 import msgspec
 
-from stead.hypervisor.contract import Disk, Machine, Nic
-from stead.hypervisor.libvirt.devices import disk_element, disk_targets, memory_element, nic_element
+from stead.hypervisor.contract import Disk, Machine, Nic, Unsupported
+from stead.hypervisor.libvirt.devices import disk_element, disk_targets, nic_element
 from stead.hypervisor.libvirt.xml import Mark, definition_digest, domain_xml, fingerprint
 
 _LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
@@ -135,7 +135,7 @@ def apply_in_place(
     if changes.vcpus:
         domain.setVcpusFlags(changes.vcpus, _LIVE)
     if changes.memory:
-        domain.updateDeviceFlags(_text(memory_element(before, changes.memory)), _LIVE)
+        domain.updateDeviceFlags(_with_requested_memory(domain.XMLDesc(0), changes.memory), _LIVE)
     if changes.restart:
         return list(changes.restart), None
     defined = domain.connect().defineXML(domain_xml(after))
@@ -155,6 +155,17 @@ def _live_targets(domain: libvirt.virDomain) -> dict[str, str]:
         if target is not None:
             found["" if alias is None else alias.get("name", "")] = target.get("dev", "")
     return found
+
+
+def _with_requested_memory(text: str, requested: int) -> str:
+    """The running machine's virtio-mem device, as libvirt prints it, asked for `requested` bytes."""
+    device = ET.fromstring(text).find("devices/memory[@model='virtio-mem']")  # noqa: S314  # from libvirt itself
+    wanted = None if device is None else device.find("target/requested")
+    if device is None or wanted is None:
+        raise Unsupported("the running machine has no room for more memory", "memory.size")
+    wanted.text = str(requested)
+    wanted.set("unit", "b")
+    return _text(device)
 
 
 def _live_target(domain: libvirt.virDomain, name: str) -> str:

@@ -20,6 +20,7 @@ PID_DIRECTORY = Path("/run/libvirt/qemu")
 _SOCKET_MODE = 0o600
 _PIDS_V1 = Path("/sys/fs/cgroup/pids")
 _PIDS_PARENT = "stead"
+_MACHINE_CGROUP = re.compile(r"^0::(/.*/[^/]*qemu[^/]*)(?:/(?:libvirt|emulator|vcpu).*)?$", re.MULTILINE)
 
 
 def find_pid(uid: str, domain: str, known: int = 0) -> int:
@@ -83,9 +84,7 @@ def limit_tasks(uid: str, limit: int, pid: int) -> str:
 def _unified_limit(pid: int) -> Path | None:
     """`pids.max` of the machine's scope under cgroup version 2: the ancestor that libvirt named after the machine."""
     with contextlib.suppress(OSError):
-        found = re.search(
-            r"^0::(/.*/[^/]*qemu[^/]*)(?:/(?:libvirt|emulator|vcpu).*)?$", Path(f"/proc/{pid}/cgroup").read_text(), re.M
-        )
+        found = _MACHINE_CGROUP.search(Path(f"/proc/{pid}/cgroup").read_text())
         if found is not None:
             path = Path("/sys/fs/cgroup") / found.group(1).lstrip("/") / "pids.max"
             return path if path.exists() else None

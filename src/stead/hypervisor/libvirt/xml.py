@@ -98,12 +98,6 @@ def mark_from_element(domain: ET.Element) -> Mark | None:
     )
 
 
-def nvram_template(text: str) -> str:
-    """The file that libvirt chose to make a machine's UEFI variables from; empty when it names none."""
-    nvram = ET.fromstring(text).find("os/nvram")  # noqa: S314  # from libvirt itself
-    return "" if nvram is None else nvram.get("template", "")
-
-
 def definition_digest(text: str) -> str:
     """Digest of a domain's XML as libvirt prints it, without our metadata: changes when somebody else edits it."""
     domain = ET.fromstring(text)  # noqa: S314  # from libvirt itself
@@ -213,7 +207,6 @@ def _add_os(domain: ET.Element, machine: Machine) -> None:
         features = ET.SubElement(element, "firmware")
         ET.SubElement(features, "feature", enabled=wanted, name="enrolled-keys")
         ET.SubElement(features, "feature", enabled=wanted, name="secure-boot")
-        ET.SubElement(element, "loader", secure=wanted)
         if firmware.nvram:
             _text(element, "nvram", firmware.nvram)
     for tag, value in (("kernel", firmware.kernel), ("initrd", firmware.initrd), ("cmdline", firmware.cmdline)):
