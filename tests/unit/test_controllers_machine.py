@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 
 from controller_world import Plane, machine, plane
+from fake_agent import FakeAgent
 from fake_client import FakeClient
 from stead.controllers import machine_status as state
 from stead.controllers.machine import decide_run
 from stead.controllers.machine_status import View
+from stead.controllers.start import ControllerOptions, run_controllers
 from stead.kinds.register import (
     ADDRESS_CLAIM,
     CLUSTER_INSTANCETYPE,
     CONTROLLER_REVISION,
     LEASE,
     NODE,
+    PERSISTENT_VOLUME_CLAIM,
     VIRTUAL_MACHINE,
     VIRTUAL_MACHINE_INSTANCE,
 )
@@ -514,3 +517,55 @@ async def test_an_instance_that_no_host_ever_had_goes_at_once() -> None:
         await p.client.delete(VIRTUAL_MACHINE, "default", "vm1")
         await p.until_gone(VIRTUAL_MACHINE, "vm1")
         assert not p.client.of("virtualmachineinstances")
+
+
+async def test_rerun_on_failure_obeys_stop_and_restart_requests() -> None:
+    async with plane() as p:
+        await create(p, machine(strategy="RerunOnFailure"))
+        await p.until_printable("vm1", "Running")
+        uid = (await instance(p))["metadata"]["uid"]
+        requests = [{"action": "Stop", "uid": uid}, {"action": "Start"}]
+        await patch(p, "vm1", {"status": {"stateChangeRequests": requests}}, "status")
+        second = await new_instance(p, "vm1", uid)
+        await p.until(VIRTUAL_MACHINE, "vm1", lambda o: "stateChangeRequests" not in o["status"])
+        stop = [{"action": "Stop", "uid": second["metadata"]["uid"]}]
+        await patch(p, "vm1", {"status": {"stateChangeRequests": stop}}, "status")
+        await p.until_printable("vm1", "Stopped")
+        await p.settle()
+        assert not p.client.of("virtualmachineinstances")
+
+
+async def test_a_machine_made_anew_at_once_gets_new_disks() -> None:
+    async with plane() as p:
+        template = {
+            "metadata": {"name": "root"},
+            "spec": {"source": {"blank": {}}, "storage": {"resources": {"requests": {"storage": "1Gi"}}}},
+        }
+        vm = machine(dataVolumeTemplates=[template])
+        vm["spec"]["template"]["spec"]["volumes"] = [{"name": "d", "dataVolume": {"name": "root"}}]
+        await create(p, vm)
+        await p.until_printable("vm1", "Running")
+        old = (await p.client.get(PERSISTENT_VOLUME_CLAIM, "default", "root"))["metadata"]["uid"]
+        await p.client.delete(VIRTUAL_MACHINE, "default", "vm1")
+        await p.until_gone(VIRTUAL_MACHINE, "vm1")
+        await create(p, vm)
+        await p.until_printable("vm1", "Running")
+        await p.settle()
+        assert (await p.client.get(PERSISTENT_VOLUME_CLAIM, "default", "root"))["metadata"]["uid"] != old
+        assert (await instance(p))["status"]["phase"] == "Running"
+
+
+async def test_with_several_planes_one_works() -> None:
+    client = FakeClient()
+    tasks = [
+        asyncio.create_task(run_controllers(client, ControllerOptions(identity=name), on_ready=lambda: None))
+        for name in ("a", "b")
+    ]
+    async with FakeAgent(client):
+        p = Plane(client, None)  # type: ignore[arg-type]  # the agent is run by the line above
+        await create(p, machine())
+        await p.until_printable("vm1", "Running")
+        assert len(client.of("leases")) == 2
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -51,7 +51,7 @@ from stead.kinds.register import (
     VIRTUAL_MACHINE,
     VIRTUAL_MACHINE_INSTANCE,
 )
-from stead.kube.errors import ApiError
+from stead.kube.errors import ApiError, conflict
 
 log = structlog.get_logger(__name__)
 
@@ -163,10 +163,7 @@ class Machines:
             vm = await guarded_patch(self._client, VIRTUAL_MACHINE, vm, steps)
         view = self._view(vm)
         if view.vmi is not None and controller_of(view.vmi) is None and not is_deleting(view.vmi):
-            adopted = {"op": "add", "path": "/metadata/ownerReferences", "value": [owner_reference(vm)]}
-            view = msgspec.structs.replace(
-                view, vmi=await guarded_patch(self._client, VIRTUAL_MACHINE_INSTANCE, view.vmi, [adopted])
-            )
+            view = await self._adopt(view, view.vmi)
         pins, failure = await self._pin(view)
         failure = await self._make_data_volumes(view, pins) or failure
         return await self._run(view, pins, failure)
@@ -188,6 +185,16 @@ class Machines:
         if failure is not None:
             return 15.0
         return run.wait or None
+
+    async def _adopt(self, view: View, vmi: Object) -> View:
+        """Take an instance without an owner; not if the VM is just being deleted and has orphaned it."""
+        metadata = view.vm["metadata"]
+        live = await read(self._client, VIRTUAL_MACHINE, metadata["namespace"], metadata["name"])
+        if live is None or is_deleting(live) or live["metadata"]["uid"] != metadata["uid"]:
+            raise conflict(VIRTUAL_MACHINE.plural, metadata["name"], VIRTUAL_MACHINE.group)
+        adopted = {"op": "add", "path": "/metadata/ownerReferences", "value": [owner_reference(live)]}
+        taken = await guarded_patch(self._client, VIRTUAL_MACHINE_INSTANCE, vmi, [adopted])
+        return msgspec.structs.replace(view, vmi=taken)
 
     def _view(self, vm: Object) -> View:
         namespace, name = vm["metadata"]["namespace"], vm["metadata"]["name"]

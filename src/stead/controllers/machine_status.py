@@ -13,6 +13,7 @@ import msgspec
 
 from stead.controllers.conditions import (
     condition,
+    controller_of,
     find_condition,
     is_condition,
     is_deleting,
@@ -171,8 +172,17 @@ def is_data_volume_ready(view: View, name: str) -> bool:
     """Whether an instance may be made as far as this DataVolume goes (WaitForFirstConsumer waits for the instance)."""
     found = view.data_volumes.get(name)
     if found is None:
-        return name in view.claims
+        return name in view.claims and not is_deleting(view.claims[name])
+    if is_left_over(view.vm, found):
+        return False
     return status_of(found).get("phase") in ("Succeeded", "WaitForFirstConsumer", "PendingPopulation")
+
+
+def is_left_over(vm: Object, data_volume: Object) -> bool:
+    """Whether a DataVolume is going, or belongs to an earlier machine of this name and will go."""
+    owner = controller_of(data_volume)
+    earlier = owner is not None and owner["kind"] == vm["kind"] and owner["uid"] != vm["metadata"]["uid"]
+    return is_deleting(data_volume) or (earlier and owner is not None and owner["name"] == vm["metadata"]["name"])
 
 
 def has_data_volume_error(view: View) -> bool:
@@ -213,7 +223,9 @@ def data_volumes_message(view: View) -> str:
             continue
         found = view.data_volumes.get(name)
         reason = "does not exist yet"
-        if found is not None:
+        if found is not None and is_left_over(view.vm, found):
+            reason = "is being deleted"
+        elif found is not None:
             parts = [c.get("message") for k in ("Running", "Ready", "Bound") if (c := find_condition(found, k))]
             reason = next((p for p in parts if p), str(status_of(found).get("phase") or "Pending"))
         texts.append(f"DataVolume {name}: {reason}")
