@@ -98,7 +98,13 @@ def _claim_defaults(obj: Object, old: Object | None) -> Object:
     obj["spec"] = spec
     if old is None:
         obj["status"] = {"phase": "Pending"}
+        obj["metadata"] = _with_finalizer(obj["metadata"], "kubernetes.io/pvc-protection")
     return obj
+
+
+def _with_finalizer(metadata: Object, name: str) -> Object:
+    finalizers = list(metadata.get("finalizers") or [])
+    return metadata if name in finalizers else {**metadata, "finalizers": [*finalizers, name]}
 
 
 def _volume_defaults(obj: Object, old: Object | None) -> Object:
@@ -108,6 +114,7 @@ def _volume_defaults(obj: Object, old: Object | None) -> Object:
     obj["spec"] = spec
     if old is None:
         obj["status"] = {"phase": "Pending"}
+        obj["metadata"] = _with_finalizer(obj["metadata"], "kubernetes.io/pv-protection")
     return obj
 
 

@@ -79,6 +79,17 @@ def check_patch_options(call: Call, kind: str) -> None:
         raise invalid("PatchOptions", "meta.k8s.io", "", causes)
 
 
+def check_applied(call: Call, applied: Object) -> None:
+    """An applied configuration must say what it is. Raises 400."""
+    stated, kind = applied.get("apiVersion") or "", applied.get("kind") or ""
+    if stated != call.api_version or kind != call.resource.kind:
+        named = stated if "/" in stated else f"/{stated}"
+        raise ApiError("BadRequest", f"invalid object type: {named}, Kind={kind}")
+    if not isinstance(applied.get("metadata"), dict) or not applied["metadata"].get("name"):
+        text = f"the name of the object ({call.name} based on URL) was undeterminable: name must be provided"
+        raise ApiError("BadRequest", text)
+
+
 def _writer(served: Served, call: Call) -> apply_patch.Writer:
     """Who writes, and which top-level fields this endpoint leaves alone."""
     ignored: tuple[str, ...] = ()

@@ -239,8 +239,6 @@ class Reader:
         chosen: list[Record] = []
         for at, entry in enumerate(entries):
             if limit and len(chosen) == limit:
-                if selector and not any(selector.matches(registry.record_of(e).obj) for e in entries[at:]):
-                    break
                 start = chosen[-1].key.removeprefix(prefix) + "\0"
                 self._keep(prefix, revision, list(entries[at:]))
                 remaining = None if selector else len(entries) - at

@@ -73,7 +73,8 @@ class Record:
         """The parsed object with its resourceVersion. Shared: never mutate."""
         if self._obj is None:
             obj: Object = _decoder.decode(self.value)
-            obj["metadata"]["resourceVersion"] = str(self.revision)
+            if self.revision:
+                obj["metadata"]["resourceVersion"] = str(self.revision)
             self._obj = obj
         return self._obj
 
@@ -81,7 +82,8 @@ class Record:
     def body(self) -> bytes:
         """JSON with the resourceVersion; made once."""
         if self._body is None:
-            self._body = with_revision(self.value, self.revision)
+            # Revision 0 is that of a dry run's create: it has none.
+            self._body = with_revision(self.value, self.revision) if self.revision else self.value
         return self._body
 
 

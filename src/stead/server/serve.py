@@ -87,6 +87,12 @@ class _WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_made(transport)
         self.app = _with_certificate(self.app, _certificate_of(transport))
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            # A refusal completes the handshake too; without this uvicorn logs an error for each.
+            self.handshake_complete = True
+
 
 class _Server(uvicorn.Server):
     """uvicorn without its hands on our signals."""

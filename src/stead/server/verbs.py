@@ -101,7 +101,7 @@ class Verbs:
         raise already_exists(call.resource.plural, obj["metadata"]["name"], call.resource.group)
 
     async def _create_named(self, call: Call, obj: Object, duplicates: tuple[str, ...], managed: Any = None) -> Outcome:
-        resource, served = call.resource, self.catalogue.served(call.resource)
+        resource, served = call.resource, self._rules(call.resource)
         warnings: list[str] = []
         obj = self._decoded(call, obj, duplicates, warnings)
         metadata = {**obj["metadata"], "uid": meta.new_uid(), "creationTimestamp": meta.now()}
@@ -117,7 +117,7 @@ class Verbs:
         if managed is None:
             obj = mutation.track(served, call, None, obj)
         else:
-            obj = {**obj, "metadata": {**obj["metadata"], "managedFields": managed}}
+            obj = {**obj, "metadata": {**obj["metadata"], **({"managedFields": managed} if managed else {})}}
         key = self.registry.key(resource, call.namespace, name)
         existing = self.registry.get(resource, call.namespace, name)
         if existing is None:
@@ -170,7 +170,7 @@ class Verbs:
 
     async def patch(self, call: Call, change: mutation.Change) -> Outcome:
         """Patch an object (or its status) with a JSON, merge or strategic merge patch. Raises 404, 409, 415 and 422."""
-        served = self.catalogue.served(call.resource)
+        served = self._rules(call.resource)
         record = self.registry.get(call.resource, call.namespace, call.name)
         if record is None:
             raise not_found(call.resource.plural, call.name, call.resource.group)
@@ -188,12 +188,15 @@ class Verbs:
 
     async def apply(self, call: Call, applied: Object, duplicates: tuple[str, ...] = ()) -> Outcome:
         """Server-side apply: create or merge. Raises 400, 403, 409 and 422."""
-        served = self.catalogue.served(call.resource)
+        served = self._rules(call.resource)
+        mutation.check_applied(call, applied)
         applied = self._own_identity(call, applied)
         warnings: list[str] = []
         for _ in range(RETRIES):
             record = self.registry.get(call.resource, call.namespace, call.name)
             if record is None:
+                if call.subresource:
+                    raise not_found(call.resource.plural, call.name, call.resource.group)
                 if applied["metadata"].get("uid"):
                     uid = applied["metadata"]["uid"]
                     text = f"uid mismatch: the provided object specified uid {uid}, and no existing object was found"
@@ -211,7 +214,8 @@ class Verbs:
             wanted = str(applied["metadata"].get("resourceVersion") or "")
             new = mutation.apply(served, call, old, applied)
             decoded = self._decoded(call, new, duplicates, warnings, patch=True)
-            decoded["metadata"]["managedFields"] = new["metadata"].get("managedFields")
+            if new["metadata"].get("managedFields"):
+                decoded["metadata"]["managedFields"] = new["metadata"]["managedFields"]
             try:
                 return await self._write_changed(call, record, decoded, wanted, warnings, tracked=True)
             except stores.Conflict as lost:
@@ -260,7 +264,7 @@ class Verbs:
         patch: bool = False,
         tracked: bool = False,
     ) -> Outcome:
-        resource, served, old = call.resource, self.catalogue.served(call.resource), record.obj
+        resource, served, old = call.resource, self._rules(call.resource), record.obj
         if wanted and wanted != str(record.revision):
             raise conflict(resource.plural, call.name, resource.group)
         self._check_uid(call, old, new, patch)
@@ -390,6 +394,10 @@ class Verbs:
                     raise
         return page
 
+    def _rules(self, resource: Resource) -> Served:
+        """The kind whose schema rules what is stored: events have two names and one storage."""
+        return self.catalogue.served(register.EVENT if resource.group == EVENTS_GROUP else resource)
+
     # --- steps of a write ---------------------------------------------------------------------------------------
 
     def _own_identity(self, call: Call, obj: Object) -> Object:
@@ -444,7 +452,7 @@ class Verbs:
         self, call: Call, obj: Object, duplicates: tuple[str, ...], warnings: list[str], *, patch: bool = False
     ) -> Object:
         """Types checked, unknown fields pruned (or refused), schema defaults put in. Raises 400 and 422."""
-        resource, served = call.resource, self.catalogue.served(call.resource)
+        resource, served = call.resource, self._rules(call.resource)
         root = served.schema if resource.builtin else _META_ONLY
         mismatch = schema.type_mismatch(root, obj, resource.kind)
         if mismatch:
@@ -475,7 +483,10 @@ class Verbs:
         resource = call.resource
         obj = core_rules.prepare(resource, obj, old if not call.subresource else None) if not call.subresource else obj
         causes: list[dict[str, str]] = []
-        if not resource.builtin:
+        if not resource.builtin and call.subresource == "status":
+            inner = served.schema.get("properties", {}).get("status")
+            causes += schema.validate(inner, obj.get("status"), "status", "") if inner and obj.get("status") else []
+        elif not resource.builtin:
             causes += schema.validate(served.schema, obj)
         if not causes and not resource.builtin:
             request = AdmissionRequest(

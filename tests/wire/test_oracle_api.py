@@ -1,0 +1,73 @@
+"""Answers of a recorded kube-apiserver against ours: a floor that must not sink.
+
+Runs only where `STEAD_ORACLE` names the folder of recordings; else says "not replayed". Prints the score for each area.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import api_oracle
+from api_server import running_server
+from stead.kinds import register
+from stead.kinds.resource import Resource
+
+#: share of replayed answers that must be exact, and that must have at least the right status
+FLOOR_EXACT = 0.70
+FLOOR_STATUS = 0.90
+#: servers that replay at the same time
+SERVERS = 6
+
+
+async def test_recorded_answers() -> None:
+    folder = Path(os.environ.get("STEAD_ORACLE", "")) / "api"
+    if not os.environ.get("STEAD_ORACLE") or not folder.is_dir():
+        print("recorded API answers: not replayed")
+        pytest.skip("not replayed: STEAD_ORACLE names no folder")
+    kinds = api_oracle.custom_kinds(folder)
+    wanted = os.environ.get("STEAD_ORACLE_ONLY", "")
+    chosen = [s for s in api_oracle.scenarios(folder, kinds) if wanted in f"{s['area']}/{s['name']}"]
+    # Scenarios mostly wait for watches to end; each server runs its share one after another, as recorded.
+    shares = await asyncio.gather(*(replay_share(chosen[at::SERVERS], kinds) for at in range(SERVERS)))
+    grades = sorted((grade for share in shares for grade in share), key=lambda grade: (grade.scenario, grade.step))
+    report(grades)
+    if not wanted:
+        total = len(grades)
+        counts = Counter(grade.grade for grade in grades)
+        assert counts["exact"] / total >= FLOOR_EXACT
+        assert 1 - counts["different"] / total >= FLOOR_STATUS
+
+
+async def replay_share(share: list[dict[str, Any]], kinds: list[Resource]) -> list[api_oracle.Grade]:
+    """Replay scenarios one by one against a server of their own."""
+    grades: list[api_oracle.Grade] = []
+    async with running_server(resources=[*register.ALL, *kinds]) as server:
+        replay = api_oracle.Replay(server.url, server.ssl, server.anonymous())
+        for scenario in share:
+            try:
+                async with asyncio.timeout(90):
+                    grades += await replay.run(scenario)
+            except Exception as error:
+                name, failure = f"{scenario['area']}/{scenario['name']}", f"{type(error).__name__}: {error}"
+                steps = sum("response" in step for step in scenario["steps"])
+                grades += [api_oracle.Grade(name, at, "different", failure) for at in range(steps)]
+    return grades
+
+
+def report(grades: list[api_oracle.Grade]) -> None:
+    """Print the score by area, and each difference when asked."""
+    areas: dict[str, Counter[str]] = {}
+    for grade in grades:
+        areas.setdefault(grade.scenario.partition("/")[0], Counter())[grade.grade] += 1
+        if grade.grade != "exact" and os.environ.get("STEAD_ORACLE_SHOW"):
+            print(f"{grade.grade:9} {grade.scenario}#{grade.step} {grade.why}")
+    for area, counts in sorted(areas.items()):
+        print(f"{area:18}", *(f"{name} {counts[name]:4}" for name in ("exact", "message", "status", "different")))
+    total = Counter(grade.grade for grade in grades)
+    print(f"recorded API answers: {total['exact']} of {len(grades)} exact, {total['different']} different")
