@@ -107,6 +107,26 @@ def test_refusals_name_the_kind() -> None:
         decode_object(b"[]", "application/json", "ConfigMap")
 
 
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"{bad", "invalid character 'b' looking for beginning of object key string"),
+        (b"not json", "invalid character 'o' in literal null (expecting 'u')"),
+        (b"tru", "unexpected end of JSON input"),
+        (b'{"a" 1}', "invalid character '1' after object key"),
+        (b'{"a":1 "b"}', "invalid character '\"' after object key:value pair"),
+        (b"{} x", "invalid character 'x' after top-level value"),
+        (b'{"a":', "unexpected end of JSON input"),
+        (b"", "unexpected end of JSON input"),
+        (b"{'a':1}", r"invalid character '\'' looking for beginning of object key string"),
+    ],
+)
+def test_json_refusals_speak_like_gos_decoder(body: bytes, text: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode(body)
+    assert str(caught.value) == text
+
+
 def test_yaml_output_reads_back() -> None:
     value = {
         "b": ["yes", "n", "1", "null", "x: y", "line\nbreak\n", " lead\n", "0777", "1e3", ""],

@@ -92,6 +92,7 @@ def test_json_patch_bodies() -> None:
         ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
         ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
         ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+        ({}, {"a": [None, {"x": None, "y": 1}]}, {"a": [None, {"y": 1}]}),  # kube-apiserver's own
     ],
 )
 def test_merge_patch(target: Any, change: Any, expected: Any) -> None:

@@ -141,11 +141,13 @@ def test_junctors_and_formats() -> None:
 
 
 def test_type_mismatch_speaks_like_the_decoder() -> None:
-    schema = {"type": "object", "properties": {"metadata": sc.OBJECT_META}}
+    schema = sc.schema_from_struct(Widget)
+    words = "json: cannot unmarshal number into Go struct field"
     text = sc.type_mismatch(schema, {"metadata": {"labels": {"a": 5}}}, "ConfigMap")
-    assert (
-        text == "json: cannot unmarshal number into Go struct field ConfigMap.ObjectMeta.metadata.labels of type string"
-    )
+    assert text == f"{words} ObjectMeta.metadata.labels of type string"
+    text = sc.type_mismatch({"properties": {"metadata": sc.OBJECT_META}}, {"metadata": {"labels": {"a": 5}}}, "Widget")
+    assert text == f"{words} ObjectMeta.labels of type string"
+    assert sc.type_mismatch(schema, {"spec": {"mode": 5}}, "Widget") == f"{words} Widget.spec.mode of type string"
     assert sc.type_mismatch(schema, {"metadata": {"labels": {"a": "b"}, "x": 1}}, "ConfigMap") is None
 
 

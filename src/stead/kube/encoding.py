@@ -143,12 +143,36 @@ def decode_json(body: bytes) -> Decoded:
     return Decoded(value, tuple(duplicates))
 
 
+_AFTER = {
+    "Expecting property name": "looking for beginning of object key string",
+    "Illegal trailing comma": "looking for beginning of value",
+    "Expecting ':' delimiter": "after object key",
+    "Expecting ',' delimiter": "after object key:value pair",
+    "Extra data": "after top-level value",
+    "Invalid control character": "in string literal",
+}
+
+
 def _json_error(text: str, error: json.JSONDecodeError) -> str:
-    if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
+    """What went wrong in the words of Go's decoder, near enough."""
+    position = error.pos
+    if position >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
         return "unexpected end of JSON input"
-    if error.msg.startswith("Extra data"):
-        return f"invalid character {text[error.pos]!r} after top-level value"
-    return f"invalid character {text[error.pos]!r} looking for beginning of value"
+    rest = text[position : position + 5]
+    for literal in ("null", "true", "false"):
+        if rest[0] == literal[0] and error.msg == "Expecting value":
+            at = next(i for i in range(len(literal) + 1) if i >= len(rest) or rest[i : i + 1] != literal[i : i + 1])
+            if at >= len(rest):
+                return "unexpected end of JSON input"
+            return f"invalid character {_quoted(rest[at])} in literal {literal} (expecting '{literal[at]}')"
+    what = next(
+        (words for start, words in _AFTER.items() if error.msg.startswith(start)), "looking for beginning of value"
+    )
+    return f"invalid character {_quoted(text[position])} {what}"
+
+
+def _quoted(char: str) -> str:
+    return r"'\''" if char == "'" else repr(char)
 
 
 def _check_depth(value: Any) -> None:

@@ -205,7 +205,12 @@ def decode_apply_patch(body: bytes) -> tuple[dict[str, Any], list[str]]:
 
 
 def merge_patch(obj: Any, patch: Any) -> Any:
-    """`obj` after an RFC 7386 merge patch: maps merge, null deletes, all else replaces."""
+    """`obj` after an RFC 7386 merge patch: maps merge, null deletes, all else replaces.
+
+    Unlike the RFC, and like kube-apiserver, maps inside of lists lose their nulls too.
+    """
+    if isinstance(patch, list):
+        return [merge_patch(None, item) for item in patch]
     if not isinstance(patch, dict):
         return patch
     base = obj if isinstance(obj, dict) else {}

@@ -294,6 +294,9 @@ def type_mismatch(schema: Schema, obj: dict[str, Any], kind: str) -> str | None:
     kube-apiserver answers these with 400 `<Kind> in version "<v>" cannot be handled as a <Kind>: <this text>`. Pass
     `{"properties": {"metadata": OBJECT_META}}` for custom resources, whose other fields are validated with causes.
     """
+    declared = schema.get("properties", {})
+    if declared.keys() == {"metadata"}:
+        return _mismatch(declared["metadata"], obj.get("metadata"), "ObjectMeta")
     return _mismatch(schema, obj, kind)
 
 
@@ -305,7 +308,8 @@ def _mismatch(schema: Schema, value: Any, where: str) -> str | None:
     if schema.get(INT_OR_STRING):
         matches = actual in {"integer", "string"}
     if not matches:
-        field = where.replace("metadata", "ObjectMeta.metadata", 1) if ".metadata" in where else where
+        kind, _, rest = where.partition(".metadata")
+        field = f"ObjectMeta.metadata{rest}" if rest and "." not in kind else where
         target = _GO_TYPE.get(str(wanted), "map[string]interface {}" if wanted == "object" else "[]interface {}")
         return f"json: cannot unmarshal {_GO_KIND.get(actual, 'bool')} into Go struct field {field} of type {target}"
     if isinstance(value, dict):
