@@ -177,11 +177,7 @@ def build_claim(
         least = quantity_from_bytes(resolved.least)
         raise Wait("ErrIncompatiblePVC", f"target size {size} is smaller than the source's {least}")
     wanted.setdefault("volumeMode", "Filesystem")
-    annotations = {**annotations_of(data_volume), "cdi.kubevirt.io/createdForDataVolume": metadata["uid"]}
-    annotations["cdi.kubevirt.io/storage.contentType"] = spec.get("contentType") or "kubevirt"
-    annotations["cdi.kubevirt.io/storage.preallocation.requested"] = "true" if spec.get("preallocation") else "false"
-    if resolved.source is not None:
-        annotations[SOURCE] = msgspec.json.encode(resolved.source).decode()
+    annotations = _claim_annotations(data_volume, resolved)
     labels = {**resolved.labels, **labels_of(data_volume), "app": "containerized-data-importer"}
     return {
         "apiVersion": "v1",
@@ -197,6 +193,16 @@ def build_claim(
         },
         "spec": wanted,
     }
+
+
+def _claim_annotations(data_volume: Object, resolved: Resolved) -> dict[str, str]:
+    spec, metadata = spec_of(data_volume), data_volume["metadata"]
+    annotations = {**annotations_of(data_volume), "cdi.kubevirt.io/createdForDataVolume": metadata["uid"]}
+    annotations["cdi.kubevirt.io/storage.contentType"] = spec.get("contentType") or "kubevirt"
+    annotations["cdi.kubevirt.io/storage.preallocation.requested"] = "true" if spec.get("preallocation") else "false"
+    if resolved.source is not None:
+        annotations[SOURCE] = msgspec.json.encode(resolved.source).decode()
+    return annotations
 
 
 def _add_profile_defaults(wanted: Object, profile: Object | None) -> None:

@@ -34,11 +34,13 @@ from stead.controllers.conditions import (
 )
 from stead.controllers.runner import Controller, Source, World, own_key
 from stead.controllers.writes import create_if_absent, delete_if_there, guarded_patch, write_status
-from stead.kinds.register import DATA_IMPORT_CRON, DATA_SOURCE, DATA_VOLUME
+from stead.kinds.register import DATA_IMPORT_CRON, DATA_SOURCE, DATA_VOLUME, PERSISTENT_VOLUME_CLAIM
 
 Object = dict[str, Any]
 
 LABEL = "cdi.kubevirt.io/dataImportCron"
+#: written on the claim by the agent: the digest that a tag stood for
+IMAGE_DIGEST = "stead.io/image-digest"
 DIGEST = "cdi.kubevirt.io/storage.import.sourceDigest"
 IMMEDIATE = "cdi.kubevirt.io/storage.bind.immediate.requested"
 DEFAULT_KEEP = 3
@@ -76,23 +78,7 @@ def pinned_digest(import_cron: Object) -> str:
 def decide_imports(import_cron: Object, imports: list[Object], now: datetime) -> Plan:
     """`imports`: the DataVolumes of this cron that exist."""
     name, digest = managed_name(import_cron), pinned_digest(import_cron)
-    last_text = status_of(import_cron).get("lastExecutionTimestamp")
-    last = time_from_text(last_text) if last_text else None
-    error, next_tick, tick = "", None, None
-    try:
-        schedule = cron.parse(spec_of(import_cron)["schedule"]) if spec_of(import_cron).get("schedule") else None
-    except ValueError as failure:
-        schedule, error = None, str(failure)
-    if last is None:
-        tick = time_from_text(import_cron["metadata"]["creationTimestamp"])
-    elif schedule is not None:
-        due = schedule.after(last)
-        if due is not None and due <= now:
-            tick = due
-    elif not error and not imports and not status_of(import_cron).get("lastImportedPVC"):
-        tick = time_from_text(import_cron["metadata"]["creationTimestamp"])  # its only import was removed: try again
-    if schedule is not None:
-        next_tick = schedule.after(max(now, tick or now))
+    tick, next_tick, error = _ticks(import_cron, imports, now)
     wanted = f"{name}-{digest[:12]}" if digest else f"{name}-{tick:%Y%m%d%H%M}" if tick else ""
     exists = {d["metadata"]["name"]: d for d in imports}
     ordered = sorted(imports, key=lambda d: (d["metadata"].get("creationTimestamp", ""), d["metadata"]["name"]))
@@ -115,6 +101,30 @@ def decide_imports(import_cron: Object, imports: list[Object], now: datetime) ->
         next_tick=next_tick,
         error=error,
     )
+
+
+def _ticks(import_cron: Object, imports: list[Object], now: datetime) -> tuple[datetime | None, datetime | None, str]:
+    """(the tick that is due, the next one, what is wrong with the schedule)."""
+    last_text = status_of(import_cron).get("lastExecutionTimestamp")
+    last = time_from_text(last_text) if last_text else None
+    tick: datetime | None = None
+    next_tick: datetime | None = None
+    error = ""
+    try:
+        schedule = cron.parse(spec_of(import_cron)["schedule"]) if spec_of(import_cron).get("schedule") else None
+    except ValueError as failure:
+        schedule, error = None, str(failure)
+    if last is None:
+        tick = time_from_text(import_cron["metadata"]["creationTimestamp"])
+    elif schedule is not None:
+        due = schedule.after(last)
+        if due is not None and due <= now:
+            tick = due
+    elif not error and not imports and not status_of(import_cron).get("lastImportedPVC"):
+        tick = time_from_text(import_cron["metadata"]["creationTimestamp"])  # its only import was removed: try again
+    if schedule is not None:
+        next_tick = schedule.after(max(now, tick or now))
+    return tick, next_tick, error
 
 
 def _outdated(import_cron: Object, done: list[str], *, keep_also: str) -> tuple[str, ...]:
@@ -196,6 +206,7 @@ class ImportCrons:
         self._client = world.client
         self._clock = clock
         of = world.informers.of
+        self._claims = of(PERSISTENT_VOLUME_CLAIM)
         self._crons, self._data_volumes, self._data_sources = of(DATA_IMPORT_CRON), of(DATA_VOLUME), of(DATA_SOURCE)
         self._data_volumes.add_index("cron", _cron_of)
         self._crons.add_index("managed", lambda c: [f"{c['metadata']['namespace']}/{managed_name(c)}"])
@@ -229,6 +240,9 @@ class ImportCrons:
             if data_volume["metadata"]["name"] in plan.remove:
                 await delete_if_there(self._client, DATA_VOLUME, data_volume)
         current = self._data_volumes.get(key.namespace, plan.current) if plan.current else None
+        digest = annotations_of(self._claims.get(key.namespace, plan.current)).get(IMAGE_DIGEST, "")
+        if digest and not plan.digest:
+            plan = msgspec.structs.replace(plan, digest=digest.removeprefix("sha256:"))
         await write_status(self._client, DATA_IMPORT_CRON, import_cron, status_after(import_cron, plan, current, now))
         return max(1.0, (plan.next_tick - now).total_seconds()) if plan.next_tick else None
 
