@@ -148,6 +148,23 @@ def test_a_config_that_does_not_fit_is_refused(spec: dict[str, Any], text: str) 
     assert caught.value.message == f"failed to create typed patch object (/a; x/v1, Kind=W): {text}"
 
 
+@pytest.mark.parametrize(
+    ("obj", "text"),
+    [
+        ({"kind": "W", "metadata": {"name": "a"}}, "invalid object type: /, Kind=W"),
+        ({"apiVersion": "x/v2", "kind": "W"}, "invalid object type: x/v2, Kind=W"),
+        ({"apiVersion": "x/v1", "kind": "W"}, "the name of the object (a based on URL) was undeterminable"),
+        (config({}) | {"metadata": {"name": "b"}}, "the name of the object (b) does not match the name on the URL (a)"),
+    ],
+)
+def test_a_config_must_be_what_the_url_says(obj: dict[str, Any], text: str) -> None:
+    ap.check_identity(config({}), "x/v1", "W", "a")
+    with pytest.raises(ApiError) as caught:
+        ap.check_identity(obj, "x/v1", "W", "a")
+    assert caught.value.code == 400
+    assert caught.value.message.startswith(text)
+
+
 def test_manager_names() -> None:
     assert ap.manager_from_user_agent("kubectl/v1.32 (linux)") == "kubectl"
     assert ap.manager_from_user_agent("") == "unknown"

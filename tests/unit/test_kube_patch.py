@@ -78,6 +78,17 @@ def test_json_patch_bodies() -> None:
         assert caught.value.code == 400
 
 
+def test_apply_bodies() -> None:
+    assert patch.decode_apply_patch(b"kind: A\nspec: {a: 1, a: 2}\n") == ({"kind": "A", "spec": {"a": 2}}, ["spec.a"])
+    assert patch.decode_apply_patch(b"") == ({}, [])
+    with pytest.raises(ApiError) as caught:
+        patch.decode_apply_patch(b"a: [b")
+    text = "error decoding YAML: error converting YAML to JSON: yaml: line 1: did not find expected ',' or ']'"
+    assert (caught.value.code, caught.value.message) == (400, text)
+    with pytest.raises(ApiError, match="cannot unmarshal array into Go value of type map"):
+        patch.decode_apply_patch(b"[]")
+
+
 @pytest.mark.parametrize(
     ("target", "change", "expected"),
     [  # RFC 7386, appendix A

@@ -66,11 +66,18 @@ def decode_yaml_all(body: bytes) -> list[Decoded]:
         for event in yaml.parse(text, Loader=_Loader):
             builder.feed(event)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error)
-        where = f"line {mark.line + 1}: " if mark else ""
-        raise DecodeError(f"error converting YAML to JSON: yaml: {where}{problem}") from error
+        raise DecodeError(f"error converting YAML to JSON: yaml: {_where(error)}{problem}") from error
     return builder.documents
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """The line of a syntax error as Go's library counts it: parsers say where they were, scanners one further."""
+    mark = getattr(error, "problem_mark", None)
+    line = (mark.line if mark else 0) + isinstance(error, yaml.scanner.ScannerError)
+    context = getattr(error, "context_mark", None)
+    line = line or (context.line if context else 0)
+    return f"line {line}: " if line else ""
 
 
 class _Frame:
