@@ -40,11 +40,18 @@ class Served(msgspec.Struct, frozen=True, dict=True):
         return self.resource.group in VIRTUAL_GROUPS
 
 
+def _as_offered(resource: Resource) -> Resource:
+    """The kind as clients may use it: definitions of our own kinds can be read, nobody may change them."""
+    if resource is not register.CUSTOM_RESOURCE_DEFINITION:
+        return resource
+    return msgspec.structs.replace(resource, verbs=("get", "list", "watch"), status_subresource=False)
+
+
 class Catalogue:
     """See the module's prose."""
 
     def __init__(self, resources: Iterable[Resource] = register.ALL) -> None:
-        self.all: tuple[Served, ...] = tuple(Served(resource) for resource in resources)
+        self.all: tuple[Served, ...] = tuple(Served(_as_offered(resource)) for resource in resources)
         self._by_path = {
             (served.resource.group, version, served.resource.plural): served
             for served in self.all

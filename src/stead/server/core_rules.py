@@ -10,12 +10,13 @@ import base64
 import binascii
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from stead.kinds import register
 from stead.kinds.resource import Resource
-from stead.kube import meta
-from stead.kube.errors import cause
+from stead.kube import meta, quantity
+from stead.kube.errors import ApiError, cause
 
 Object = dict[str, Any]
 Causes = list[dict[str, str]]
@@ -268,11 +269,24 @@ def _claim_causes(obj: Object, old: Object | None) -> Causes:
         causes.append(
             cause("spec.accessModes", "Required value: at least 1 access mode is required", "FieldValueRequired")
         )
+    known = ("ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod")
+    for mode in spec.get("accessModes") or []:
+        if mode not in known:
+            listed = ", ".join(f'"{name}"' for name in known)
+            text = f"Unsupported value: {meta.go_quote(mode)}: supported values: {listed}"
+            causes.append(cause("spec.accessModes", text, "FieldValueNotSupported"))
     requests = (spec.get("resources") or {}).get("requests") or {}
     if "storage" not in requests:
         causes.append(cause("spec.resources[storage]", "Required value", "FieldValueRequired"))
+    elif _amount(requests["storage"]) <= 0:
+        text = f"Invalid value: {meta.go_quote(str(requests['storage']))}: must be greater than zero"
+        causes.append(cause("spec.resources[storage]", text))
     if old is not None:
         before = old.get("spec") or {}
+        asked = ((before.get("resources") or {}).get("requests") or {}).get("storage")
+        if asked is not None and "storage" in requests and _amount(requests["storage"]) < _amount(asked):
+            text = "Forbidden: field can not be less than status.capacity"
+            causes.append(cause("spec.resources.requests.storage", text, "FieldValueForbidden"))
         mutable = {"resources", "volumeAttributesClassName"}
         if not before.get("volumeName"):
             mutable.add("volumeName")
@@ -284,6 +298,28 @@ def _claim_causes(obj: Object, old: Object | None) -> Causes:
                 "for bound claims"
             )
             causes.append(cause("spec", text, "FieldValueForbidden"))
+    return causes
+
+
+def _amount(text: Any) -> Fraction:
+    """A quantity as a number. Raises 400 in the API server's words."""
+    try:
+        return quantity.parse(str(text)).value
+    except ValueError as error:
+        kind = "PersistentVolumeClaim"
+        pattern = "^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$"
+        why = f"quantities must match the regular expression '{pattern}'"
+        raise ApiError("BadRequest", f'{kind} in version "v1" cannot be handled as a {kind}: {why}') from error
+
+
+def _lease_causes(obj: Object, _old: Object | None) -> Causes:
+    spec = obj.get("spec") or {}
+    causes: Causes = []
+    for field in ("leaseDurationSeconds", "leaseTransitions"):
+        value, least = spec.get(field), 1 if field == "leaseDurationSeconds" else 0
+        if isinstance(value, int) and value < least:
+            why = "must be greater than 0" if least else "must be greater than or equal to 0"
+            causes.append(cause(f"spec.{field}", f"Invalid value: {value}: {why}"))
     return causes
 
 
@@ -349,6 +385,7 @@ _CHECKS: dict[str, Callable[[Object, Object | None], Causes]] = {
     "PersistentVolumeClaim": _claim_causes,
     "RoleBinding": _binding_causes,
     "ClusterRoleBinding": _binding_causes,
+    "Lease": _lease_causes,
     "Role": _role_causes,
     "ClusterRole": _role_causes,
     "ControllerRevision": _revision_causes,

@@ -22,7 +22,7 @@ from stead.store.watch import Cache, Subscription
 Object = dict[str, Any]
 
 #: parsed objects kept; enough for what controllers and RBAC touch again and again
-_PARSED = 8192
+_PARSED = 4096
 _FIRST = ("apiVersion", "kind")
 _METADATA = b'"metadata":{'
 

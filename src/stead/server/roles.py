@@ -1,6 +1,6 @@
 """The roles that every installation has, and the objects that must be there before anybody asks.
 
-Called by the composition root at every start through `ensure_defaults`: what is missing is made, what was changed in
+Called by `api` at every start through `ensure_defaults`: what is missing is made, what was changed in
 default roles gets its rules back (R1). Names, aggregation labels and rules follow Kubernetes' and KubeVirt's own.
 """
 
@@ -9,14 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from stead.kinds import register
+from stead.kinds.crds import custom_resource_definitions
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
+from stead.kube.schema import schema_from_struct
 from stead.server.local import LocalVerbs
 
 Object = dict[str, Any]
 Rule = dict[str, Any]
 
 _LABELS = {"kubernetes.io/bootstrapping": "rbac-defaults"}
+_ANNOTATIONS = {"rbac.authorization.kubernetes.io/autoupdate": "true"}
 _READ = ["get", "list", "watch"]
 _WRITE = ["create", "delete", "deletecollection", "patch", "update"]
 _SUB = "subresources.kubevirt.io"
@@ -31,7 +34,8 @@ def _rule(groups: list[str], resources: list[str], verbs: list[str]) -> Rule:
 def _role(name: str, rules: list[Rule], labels: dict[str, str] | None = None, aggregate: str = "") -> Object:
     role: Object = {
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-        "metadata": {"name": name, "labels": {**_LABELS, **(labels or {})}}, "rules": rules,
+        "metadata": {"name": name, "labels": {**_LABELS, **(labels or {})}, "annotations": dict(_ANNOTATIONS)},
+        "rules": rules,
     }  # fmt: skip
     if aggregate:
         selector = {"matchLabels": {f"rbac.authorization.k8s.io/aggregate-to-{aggregate}": "true"}}
@@ -170,7 +174,7 @@ def default_bindings() -> list[Object]:
     return [
         {
             "apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding",
-            "metadata": {"name": name, "labels": dict(_LABELS)},
+            "metadata": {"name": name, "labels": dict(_LABELS), "annotations": dict(_ANNOTATIONS)},
             "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
             "subjects": [{"apiGroup": group, "kind": "Group", "name": subject}],
         }
@@ -186,6 +190,8 @@ async def ensure_defaults(verbs: LocalVerbs) -> None:
         await _ensure(verbs, register.CLUSTER_ROLE, role, ("rules", "aggregationRule"))
     for binding in default_bindings():
         await _ensure(verbs, register.CLUSTER_ROLE_BINDING, binding, ("subjects",))
+    for definition in custom_resource_definitions(schema_from_struct):
+        await _ensure(verbs, register.CUSTOM_RESOURCE_DEFINITION, definition, ("spec", "status"))
 
 
 def with_aggregation(roles: list[Object]) -> list[Object]:
