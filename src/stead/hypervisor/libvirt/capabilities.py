@@ -16,6 +16,7 @@ from stead.hypervisor.libvirt.emulation import Probe
 
 # Fields that `define` does not honour in every case; all others of Machine are features.
 _TPM_STATE_SINCE = 10_010_000  # <source type='dir'> of an emulated TPM came with libvirt 10.10
+_PASST_SINCE = 9_001_000  # 9.0.0's schema names passt, but its parser refuses it (seen on Debian 12)
 _NOT_FEATURES = ("uid", "namespace", "name", "metadata", "software_emulation")
 
 
@@ -104,6 +105,8 @@ def unsupported_field(machine: Machine, libvirt_version: int) -> tuple[str, str]
     for nic in machine.nics:
         if nic.backend not in ("tap", "bridge", "passt"):
             return "nics.backend", f"interface {nic.name} asks for {nic.backend!r}; tap, bridge and passt are known"
+        if nic.backend == "passt" and libvirt_version < _PASST_SINCE:
+            return "nics.backend", f"interface {nic.name}: passt needs libvirt 9.1"
     for disk in machine.disks:
         if disk.device == "lun" and disk.source != "block":
             return "disks.device", f"disk {disk.name} is a LUN, which only a block device can be"

@@ -267,10 +267,19 @@ class LibvirtHypervisor:
     async def define(self, machine: Machine) -> None:
         async with self._lock(machine.uid):
             known = self._known.get(machine.uid)
-            if known is not None and not known.changed and known.mark.fingerprint == fingerprint(machine):
+            if known is not None and known.mark.fingerprint == fingerprint(machine) and await self._is_intact(known):
                 return
             known = await self._connection.call("define", _subject(machine), lambda c: _define(c, machine))
             self._known[machine.uid] = known
+
+    async def _is_intact(self, known: _Known) -> bool:
+        """Whether libvirt still has the definition that we know: an event about its change may be under way."""
+        uid = known.mark.uid
+        try:
+            text = await self._connection.call("read", uid, lambda c: _inactive_xml(_lookup(c, uid)))
+        except NotFound:
+            return False
+        return not known.changed and definition_digest(text) == known.digest
 
     async def undefine(self, uid: str) -> None:
         async with self._lock(uid):

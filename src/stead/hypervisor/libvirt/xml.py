@@ -216,7 +216,7 @@ def _add_os(domain: ET.Element, machine: Machine) -> None:
         tables = ET.SubElement(element, "acpi")
         for signature, path in firmware.acpi_tables:
             _text(tables, "table", path, type=signature.lower())
-    if firmware.bios_serial:
+    if firmware.bios_serial and machine.serial_socket:
         ET.SubElement(element, "bios", useserial="yes")
     if _sysinfo_entries(machine):
         ET.SubElement(element, "smbios", mode="sysinfo")
