@@ -41,10 +41,14 @@ def test_every_situation_has_a_safe_step(situation: Situation) -> None:
     step = decide_step(situation)
     alive = situation.state in ALIVE
     if step is Step.BRING_UP:
-        assert not alive and not situation.working and not situation.started_before and situation.stage is Stage.NEW
+        assert not alive
+        assert not situation.working
+        assert not situation.started_before
+        assert situation.stage is Stage.NEW
         assert not situation.deleting
     if step in (Step.STOP, Step.SHUT_DOWN, Step.RESUME):
-        assert alive and not situation.working
+        assert alive
+        assert not situation.working
     if step is Step.SHUT_DOWN:
         assert situation.deleting
     if step is Step.STOP:
@@ -52,9 +56,12 @@ def test_every_situation_has_a_safe_step(situation: Situation) -> None:
     if step is Step.CANCEL:
         assert not situation.starting
     if step is Step.RELEASE:
-        assert not alive and situation.deleting and situation.stage is Stage.ENDED
+        assert not alive
+        assert situation.deleting
+        assert situation.stage is Stage.ENDED
     if step is Step.FINALIZE:
-        assert situation.stage is Stage.RELEASED and situation.deleting
+        assert situation.stage is Stage.RELEASED
+        assert situation.deleting
 
 
 @given(situations, st.sampled_from(Call))
@@ -62,7 +69,9 @@ def test_every_situation_has_a_safe_step(situation: Situation) -> None:
 def test_no_call_reaches_a_machine_that_is_off_starting_or_ending(situation: Situation, call: Call) -> None:
     verdict = decide_call(call, situation)
     if verdict.allowed:
-        assert situation.state in ALIVE and situation.stage is Stage.STARTED and not situation.working
+        assert situation.state in ALIVE
+        assert situation.stage is Stage.STARTED
+        assert not situation.working
         assert not situation.deleting or call is Call.UNFREEZE
         if call is Call.PAUSE:
             assert situation.state is not State.PAUSED
@@ -71,7 +80,8 @@ def test_no_call_reaches_a_machine_that_is_off_starting_or_ending(situation: Sit
         if call in (Call.FREEZE, Call.UNFREEZE):
             assert situation.agent_connected
     else:
-        assert verdict.reason and verdict.message
+        assert verdict.reason
+        assert verdict.message
 
 
 def test_final_phases_follow_why_the_run_ended() -> None:

@@ -137,14 +137,17 @@ async def test_a_scheduled_instance_runs_and_leaves_nothing_after_its_deletion(w
     machine = world.hypervisor.machines[uid]
     assert machine.isolation.uid == UID_BASE
     overlay = world.folder / "machines" / uid / "root.qcow2"
-    assert overlay.stat().st_uid == UID_BASE and stat.S_IMODE(overlay.stat().st_mode) == 0o600
+    assert overlay.stat().st_uid == UID_BASE
+    assert stat.S_IMODE(overlay.stat().st_mode) == 0o600
     assert stat.S_IMODE((world.folder / "run" / "machines" / uid).stat().st_mode) == 0o700
     assert world.networks.settled == [uid]
     assert vmi["status"]["interfaces"][0]["ipAddress"] == "10.128.0.5"
     await world.client.delete(VMI, "ns", "web")
     await world.gone()
-    assert not world.hypervisor.machines and not world.networks.attached
-    assert not list((world.folder / "machines").iterdir()) and not list((world.folder / "run" / "machines").iterdir())
+    assert not world.hypervisor.machines
+    assert not world.networks.attached
+    assert not list((world.folder / "machines").iterdir())
+    assert not list((world.folder / "run" / "machines").iterdir())
     assert ("shutdown", uid) in world.hypervisor.calls
     world.client.assert_untouched()
 
@@ -182,7 +185,8 @@ async def test_the_final_phase_follows_how_the_guest_ended(world: World, reason:
     vmi = await world.until(lambda v: v["status"]["phase"] in ("Succeeded", "Failed"))
     assert vmi["status"]["phase"] == phase
     ready = condition(vmi, "Ready")
-    assert ready is not None and ready["reason"] == "GuestNotRunning"
+    assert ready is not None
+    assert ready["reason"] == "GuestNotRunning"
 
 
 async def test_an_agent_that_restarts_adopts_without_touching(world: World) -> None:
@@ -196,7 +200,8 @@ async def test_an_agent_that_restarts_adopts_without_touching(world: World) -> N
         while uid not in world.agent.machines or not world.agent.machines[uid].alive:
             await asyncio.sleep(0.02)
     await asyncio.sleep(0.2)
-    assert world.hypervisor.seen[uid].pid == pid and world.hypervisor.starts == [uid]
+    assert world.hypervisor.seen[uid].pid == pid
+    assert world.hypervisor.starts == [uid]
     assert (await world.get())["status"] == before["status"]
     assert world.client.count_writes("virtualmachineinstances") == writes
     assert world.agent.machines[uid].address == "10.128.0.5"
@@ -232,7 +237,8 @@ async def test_pause_and_unpause_by_call(world: World) -> None:
     assert (await world.call("pause"))[0] == 200
     vmi = await world.until(is_paused)
     paused = condition(vmi, "Paused")
-    assert paused is not None and paused["reason"] == "PausedByUser"
+    assert paused is not None
+    assert paused["reason"] == "PausedByUser"
     status, body = await world.call("pause")
     assert (status, body["reason"], body["message"]) == (409, "Conflict", "VMI is already paused")
     assert (await world.call("unpause"))[0] == 200
@@ -261,7 +267,8 @@ async def test_a_full_disk_pauses_and_space_resumes(world: World, monkeypatch: p
     world.hypervisor.change(uid, state=State.PAUSED, reason=StopReason.IO_ERROR)
     vmi = await world.until(is_paused)
     paused = condition(vmi, "Paused")
-    assert paused is not None and paused["reason"] == "PausedIOError"
+    assert paused is not None
+    assert paused["reason"] == "PausedIOError"
     room = True
     await world.until(lambda v: not is_paused(v))
 
@@ -278,7 +285,8 @@ async def test_what_is_not_supported_is_not_started_and_says_which_field(world: 
     assert synchronized is not None
     assert (synchronized["status"], synchronized["reason"]) == ("False", "Unsupported")
     assert "spec.domain.devices.gpus" in synchronized["message"]
-    assert vmi["status"]["phase"] == "Scheduled" and world.hypervisor.starts == [uid]
+    assert vmi["status"]["phase"] == "Scheduled"
+    assert world.hypervisor.starts == [uid]
     assert other["metadata"]["uid"] not in world.hypervisor.machines
 
 
@@ -287,7 +295,8 @@ async def test_a_drivers_refusal_names_the_field(world: World) -> None:
     await world.create()
     vmi = await world.until(lambda v: condition(v, "Synchronized") is not None)
     synchronized = condition(vmi, "Synchronized")
-    assert synchronized is not None and "spec.domain.memory.hugepages.pageSize" in synchronized["message"]
+    assert synchronized is not None
+    assert "spec.domain.memory.hugepages.pageSize" in synchronized["message"]
     assert not world.networks.attached
 
 
@@ -296,7 +305,8 @@ async def test_a_start_that_fails_ends_in_failed_with_the_reason(world: World) -
     await world.create()
     vmi = await world.until(lambda v: v["status"]["phase"] == "Failed")
     ready = condition(vmi, "Ready")
-    assert ready is not None and "no such CPU" in ready["message"]
+    assert ready is not None
+    assert "no such CPU" in ready["message"]
 
 
 async def test_an_image_that_cannot_be_pulled_is_told_and_tried_again(world: World) -> None:
@@ -304,7 +314,8 @@ async def test_an_image_that_cannot_be_pulled_is_told_and_tried_again(world: Wor
     await world.create()
     vmi = await world.until(lambda v: condition(v, "Synchronized") is not None)
     synchronized = condition(vmi, "Synchronized")
-    assert synchronized is not None and synchronized["reason"] == "ErrImagePull"
+    assert synchronized is not None
+    assert synchronized["reason"] == "ErrImagePull"
     world.materials.missing_images.clear()
     machine = world.agent.machines[vmi["metadata"]["uid"]]
     machine._held_until = 0.0  # the back-off is over
@@ -329,7 +340,8 @@ async def test_losing_the_api_disturbs_no_guest(world: World) -> None:
     world.client.fail = lambda verb, resource, name: ApiError("ServiceUnavailable", "the plane is away")
     world.hypervisor.change(uid, state=State.PAUSED, reason=StopReason.USER)
     await asyncio.sleep(0.3)
-    assert world.hypervisor.seen[uid].state is State.PAUSED and ("stop", uid) not in world.hypervisor.calls
+    assert world.hypervisor.seen[uid].state is State.PAUSED
+    assert ("stop", uid) not in world.hypervisor.calls
     world.client.fail = None
     await world.until(is_paused)
 
@@ -367,7 +379,8 @@ async def test_a_change_of_the_definition_raises_a_condition(world: World) -> No
     world.hypervisor.change(created["metadata"]["uid"], fingerprint="")
     vmi = await world.until(lambda v: (condition(v, "Synchronized") or {}).get("status") == "False")
     synchronized = condition(vmi, "Synchronized")
-    assert synchronized is not None and synchronized["reason"] == "ChangedOutOfBand"
+    assert synchronized is not None
+    assert synchronized["reason"] == "ChangedOutOfBand"
 
 
 async def test_left_overs_go_and_living_machines_stay(world: World) -> None:
@@ -438,7 +451,8 @@ async def test_a_liveness_probe_that_fails_ends_the_run(world: World) -> None:
     await world.create(livenessProbe=probe)
     vmi = await world.until(lambda v: v["status"]["phase"] == "Failed")
     ready = condition(vmi, "Ready")
-    assert ready is not None and "liveness" in ready["message"]
+    assert ready is not None
+    assert "liveness" in ready["message"]
 
 
 async def test_a_readiness_probe_decides_ready(world: World) -> None:
@@ -455,7 +469,8 @@ async def test_the_host_is_reported_with_capacity_labels_and_a_lease(world: Worl
             await asyncio.sleep(0.02)
     node = await world.client.get(register.NODE, None, "h1")
     labels = node["metadata"]["labels"]
-    assert labels["kubevirt.io/schedulable"] == "true" and labels["pool.stead.io/default"] == "p1"
+    assert labels["kubevirt.io/schedulable"] == "true"
+    assert labels["pool.stead.io/default"] == "p1"
     assert "stead.io/capabilities" in node["metadata"]["annotations"]
     assert {c["type"]: c["status"] for c in node["status"]["conditions"]}["Ready"] == "True"
     assert node["status"]["capacity"]["devices.kubevirt.io/kvm"] == "1000"

@@ -36,7 +36,8 @@ def test_a_small_instance_gets_one_cpu_vga_a_console_and_its_limits() -> None:
     assert (machine.cpu.sockets, machine.cpu.cores, machine.cpu.threads) == (1, 1, 1)
     assert machine.cpu.mode == "maximum"  # host-model means nothing under emulation
     assert machine.memory.size == 128 * 1024**2
-    assert machine.graphics is not None and machine.graphics.video == "vga"
+    assert machine.graphics is not None
+    assert machine.graphics.video == "vga"
     assert machine.serial_socket.startswith("/r/u/")
     assert machine.isolation.uid == 5001
     assert machine.isolation.memory_limit > machine.memory.size
@@ -60,7 +61,8 @@ def test_disks_keep_order_names_buses_and_formats() -> None:
     assert (root.name, root.bus, root.format, root.base, root.boot_order, root.serial) == (
         "root", "virtio", "qcow2", "/c/b", 1, "abc",
     )  # fmt: skip
-    assert root.cache == "none" and root.io == "threads"
+    assert root.cache == "none"
+    assert root.io == "threads"
     assert (seed.device, seed.read_only, seed.cache) == ("cdrom", True, "writethrough")
 
 
@@ -118,7 +120,9 @@ def test_firmware_devices_clock_and_features_reach_the_machine() -> None:
     )
     assert (machine.firmware.kind, machine.firmware.secure_boot) == ("efi", False)
     assert machine.graphics.video == "bochs"
-    assert machine.tpm == "tpm-tis" and machine.rng and machine.watchdog == ("i6300esb", "poweroff")
+    assert machine.tpm == "tpm-tis"
+    assert machine.rng
+    assert machine.watchdog == ("i6300esb", "poweroff")
     assert machine.clock_offset == "timezone:Europe/Rome"
     assert ("hpet", (("present", "no"),)) in machine.clock_timers
     features = dict(machine.features)
@@ -130,7 +134,8 @@ def test_firmware_devices_clock_and_features_reach_the_machine() -> None:
 
 def test_headless_instances_have_neither_screen_nor_serial_port() -> None:
     machine = plan({"devices": {"autoattachGraphicsDevice": False, "autoattachSerialConsole": False}})
-    assert machine.graphics is None and machine.serial_socket == ""
+    assert machine.graphics is None
+    assert machine.serial_socket == ""
 
 
 def test_a_drivers_refusal_is_told_in_the_users_words() -> None:

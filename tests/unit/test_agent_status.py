@@ -137,5 +137,6 @@ def test_a_hostile_agent_cannot_flood_status() -> None:
     assert len(interfaces_from([{"name": f"e{i}", "hardware-address": "x" * 10_000} for i in range(10_000)])) <= 256
     assert os_from({"id": "x" * 10_000})["id"] == "x" * 256
     assert os_from([1]) == {}
-    assert users_from({"user": 1}) == () and filesystems_from("nonsense") == ()
+    assert users_from({"user": 1}) == ()
+    assert filesystems_from("nonsense") == ()
     assert users_from([{"user": ["a"], "login-time": "never"}])[0]["userName"] == ""

@@ -156,6 +156,11 @@ class Agent:
         found.sort(key=lambda m: reading.is_deleting(m.vmi))
         return found[0] if found else None
 
+    def uses_disk(self, path: str) -> bool:
+        """A machine of this host has the file as a disk or as the base of one (neither to be moved nor removed)."""
+        held = (machine.prepared for machine in self.machines.values())
+        return any(path in (volume.path, volume.base) for prepared in held if prepared for volume in prepared.volumes)
+
     # hypervisor --------------------------------------------------------------------------------------------------
 
     async def _follow_hypervisor(self) -> None:

@@ -53,9 +53,10 @@ class Guest:
     change.
     """
 
-    def __init__(self, ask: Ask, changed: Callable[[], None]) -> None:
+    def __init__(self, ask: Ask, changed: Callable[[], None], is_running: Callable[[], bool]) -> None:
         self._ask = ask
         self._changed = changed
+        self._is_running = is_running
         self._poller: asyncio.Task[None] | None = None
         self._thaw: asyncio.Task[None] | None = None
         self.info = GuestInfo()
@@ -95,8 +96,8 @@ class Guest:
             await asyncio.sleep(max(0.5, min(due.values()) - loop.time()))
 
     async def _ask_one(self, command: str) -> None:
-        if self.info.commands and command not in self.info.commands:
-            return
+        if (self.info.commands and command not in self.info.commands) or not self._is_running():
+            return  # a paused guest cannot answer, and waiting for it holds up libvirt
         try:
             answer = await self._ask(command, None)
         except DriverError as error:

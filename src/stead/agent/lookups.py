@@ -76,21 +76,29 @@ class Lookups:
         return str(csi.get("volumeHandle", ""))
 
     async def registry_access(self, namespace: str, pull_secret: str) -> RegistryAccess:
-        """Credentials of an image pull Secret: CDI's accessKeyId/secretKey, or the only entry of a docker config."""
+        """Credentials of an image pull Secret: CDI's accessKeyId/secretKey, or the first entry of a docker config.
+
+        A private CA of the registry may stand beside them as `ca.crt`.
+        """
         if not pull_secret:
             return RegistryAccess()
         data = (await self.secret(namespace, pull_secret)).get("data") or {}
+        authority = _plain(data.get("ca.crt", ""))
         if "accessKeyId" in data:
-            return RegistryAccess(username=_plain(data["accessKeyId"]), password=_plain(data.get("secretKey", "")))
+            user, password = _plain(data["accessKeyId"]), _plain(data.get("secretKey", ""))
+            return RegistryAccess(username=user, password=password, ca=authority)
         config = data.get(".dockerconfigjson")
+        if not config and authority:
+            return RegistryAccess(ca=authority)
         if not config:
             raise NotReady("FailedMount", f"Secret {pull_secret} holds no registry credentials", 60)
         entries = list((json.loads(_plain(config)).get("auths") or {}).values())
         entry = entries[0] if entries else {}
         if entry.get("auth"):
             user, _, password = _plain(entry["auth"]).partition(":")
-            return RegistryAccess(username=user, password=password)
-        return RegistryAccess(username=str(entry.get("username", "")), password=str(entry.get("password", "")))
+            return RegistryAccess(username=user, password=password, ca=authority)
+        user, password = str(entry.get("username", "")), str(entry.get("password", ""))
+        return RegistryAccess(username=user, password=password, ca=authority)
 
     async def service_account_files(self, namespace: str, name: str) -> dict[str, bytes]:
         """`token` (asked for this hour) and `namespace` of a ServiceAccount, as a pod would find them."""

@@ -79,7 +79,7 @@ class Machine:
         self.uid = reading.uid(vmi)
         self.prepared: Prepared | None = None
         self.observed: Observed | None = None
-        self.guest = Guest(self._ask_guest, self.wake)
+        self.guest = Guest(self._ask_guest, self.wake, self._is_running)
         self._inbox: deque[_Request | DriverEvent] = deque()
         self._wake = asyncio.Event()
         self._stage = Stage.NEW
@@ -207,17 +207,17 @@ class Machine:
         try:
             self._wake.clear()
             await self._collect_work()
-            if self._look_due:
+            if self._look_due and not self._starting:  # what shows during a start is not yet true
                 await self._look()
             self._storage.check(self)
             await self._serve_inbox()
             for _ in range(MAX_STEPS):
                 step = decide_step(self.situation())
-                if step is Step.WAIT:
+                if step is Step.WAIT or self._finished:
                     break
                 await self._perform(step)
             await self._publish()
-            return self._pause()
+            return 0.0 if self._look_due and not self._starting else self._pause()
         except DriverError as error:
             self._log.warning("the hypervisor did not do as asked, trying again", error=str(error))
         except API_TROUBLE as error:
@@ -493,8 +493,18 @@ class Machine:
             reason = "BadRequest" if isinstance(error, ValueError) else reason
             _answer(request, ApiError(reason, f"{request.call}: {error}"))
         else:
+            self._assume(request.call)
             _answer(request, None)
-        await self._look()
+        self._look_due = True
+
+    def _assume(self, call: Call) -> None:
+        """What a call that succeeded has changed: told at once, looked at afterwards (a look may take seconds)."""
+        if self.observed is None:
+            return
+        if call is Call.PAUSE:
+            self.observed = msgspec.structs.replace(self.observed, state=State.PAUSED, reason=StopReason.USER)
+        elif call is Call.UNPAUSE:
+            self.observed = msgspec.structs.replace(self.observed, state=State.RUNNING, reason=StopReason.NONE)
 
     async def _do(self, call: Call, arguments: Object) -> None:
         hypervisor = self.shop.hypervisor
@@ -510,6 +520,9 @@ class Machine:
             await self.guest.freeze(seconds_from_duration(str(arguments.get("unfreezeTimeout") or "0s")))
         elif call is Call.UNFREEZE:
             await self.guest.thaw()
+
+    def _is_running(self) -> bool:
+        return self.observed is not None and self.observed.state is State.RUNNING
 
     async def _ask_guest(self, command: str, arguments: Object | None) -> Any:
         return await self.shop.hypervisor.agent_command(self.uid, command, arguments)

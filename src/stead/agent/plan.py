@@ -125,10 +125,10 @@ def isolation_from(vmi: Object, prepared: Prepared, host: HostSide) -> Isolation
 
 
 def field_path(field: str) -> str:
-    """The VMI's path of a Machine field, or of its nearest known ancestor; the field itself if none is known."""
+    """The VMI's path of a Machine field or its nearest known ancestor; `spec.domain` where none was named."""
     probe = field
     while probe:
         if probe in FIELD_PATHS:
             return FIELD_PATHS[probe]
         probe = probe.rpartition(".")[0]
-    return field
+    return field or "spec.domain"

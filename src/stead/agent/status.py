@@ -207,10 +207,8 @@ def _migratable(view: View) -> list[_Condition]:
                 "shared (using ReadWriteMany access mode)"
             )
             return [_Condition("LiveMigratable", False, "DisksNotLiveMigratable", message)]
-    if not view.capabilities.live_migration:
-        message = f"the hypervisor driver {view.capabilities.driver} does not migrate running machines in this release"
-        return [_Condition("LiveMigratable", False, "HypervisorNotLiveMigratable", message)]
-    return [_Condition("LiveMigratable", True)]
+    message = "this release of Stead does not migrate running machines"
+    return [_Condition("LiveMigratable", False, "MigrationNotSupported", message)]
 
 
 def _interfaces(view: View, prepared: Prepared) -> list[Object]:
