@@ -15,6 +15,7 @@ import asyncio
 import bisect
 import contextlib
 import fcntl
+import itertools
 import os
 import queue
 import sqlite3
@@ -45,6 +46,16 @@ class _Position(NamedTuple):
 class _Pending(NamedTuple):
     writes: Sequence[Put | Delete]
     done: asyncio.Future[int]
+
+
+def _newer(tail: deque[Event], position: int) -> list[Event]:
+    """Events after `position`, found from the end: a watcher is seldom far behind."""
+    count = 0
+    for event in reversed(tail):
+        if event.revision <= position:
+            break
+        count += 1
+    return list(itertools.islice(tail, len(tail) - count, None))
 
 
 class SqliteStore:
@@ -282,7 +293,7 @@ class SqliteStore:
             tail = self._tail
             if tail and tail[-1].revision > position:
                 if tail[0].revision <= position + 1:
-                    batch = [event for event in tail if event.revision > position]
+                    batch = _newer(tail, position)
                 else:
                     batch = await asyncio.to_thread(self._history, position)
             elif self._revision > position and not tail:
