@@ -6,6 +6,7 @@ Accept are walked by weight; JSON and YAML are served; `as=Table` and `as=Partia
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -18,6 +19,9 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 #: bodies above this are compressed for clients that accept gzip (the API server's own threshold)
 GZIP_FROM_BYTES = 128 * 1024
+
+#: bodies above this are compressed in a thread, so that other requests go on
+IN_THREAD_FROM_BYTES = 1024 * 1024
 
 JSON = "application/json"
 YAML = "application/yaml"
@@ -151,7 +155,8 @@ async def send_answer(send: Send, answer: Answer, audit_id: str, accept_encoding
     """Send a whole answer, compressed when that pays."""
     body = answer.body
     if len(body) > GZIP_FROM_BYTES and "gzip" in accept_encoding and answer.code not in (204, 304):
-        body = gzip.compress(body, compresslevel=1)
+        small = len(body) < IN_THREAD_FROM_BYTES
+        body = gzip.compress(body, 1) if small else await asyncio.to_thread(gzip.compress, body, 1)
         answer = msgspec.structs.replace(
             answer, headers=[*answer.headers, ("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding")]
         )

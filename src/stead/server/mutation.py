@@ -46,7 +46,7 @@ def check_type(resource: Resource, content_type: str) -> str:
     kind = content_type.partition(";")[0].strip().lower()
     allowed = [*_CUSTOM_TYPES, patch.STRATEGIC_MERGE_PATCH] if resource.builtin else list(_CUSTOM_TYPES)
     if kind not in allowed:
-        listed = ", ".join(sorted(allowed))
+        listed = ", ".join(allowed)
         text = f"the body of the request was in an unknown format - accepted media types include: {listed}"
         raise ApiError("UnsupportedMediaType", text)
     return kind
