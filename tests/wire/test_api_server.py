@@ -222,6 +222,25 @@ async def test_service_account_tokens_carry_rights_and_die_with_the_account(serv
     assert (await robot("GET", CONFIG_MAPS))[0] == 401
 
 
+async def test_a_right_in_one_namespace_reaches_no_other(server: RunningServer) -> None:
+    admin = Caller(server)
+    rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/default"
+    rule = {"verbs": ["*"], "apiGroups": [""], "resources": ["*"]}
+    await admin("POST", f"{rbac}/roles", {"metadata": {"name": "here"}, "rules": [rule]})
+    await admin("POST", f"{rbac}/rolebindings", {
+        "metadata": {"name": "here"}, "subjects": [{"kind": "User", "name": "eve"}],
+        "roleRef": {"kind": "Role", "name": "here"},
+    })  # fmt: skip
+    eve = Caller(server, server.context("eve"))
+    assert (await eve("GET", CONFIG_MAPS))[0] == 200
+    assert (await eve("GET", "/api/v1/namespaces/kube-system/configmaps"))[0] == 403
+    assert (await eve("GET", "/api/v1/configmaps"))[0] == 403
+    for path in ("namespaces", "namespaces/kube-system", "nodes", "persistentvolumes"):
+        assert (await eve("GET", f"/api/v1/namespaces/default/{path}"))[0] == 404
+        assert (await eve("DELETE", f"/api/v1/namespaces/default/{path}"))[0] in (404, 405)
+    assert (await eve("GET", "/api/v1/namespaces/default"))[0] == 200
+
+
 async def test_nobody_grants_more_than_they_hold(server: RunningServer) -> None:
     admin = Caller(server)
     rbac = "/apis/rbac.authorization.k8s.io/v1"

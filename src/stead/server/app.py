@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
+from stead.kinds import register
 from stead.kube import encoding, meta
 from stead.kube.errors import ApiError
 from stead.server import mutation, streaming
@@ -354,7 +355,11 @@ class App:
         if served is None:
             return _unknown(server.catalogue, request)
         resource = served.resource
-        if resource.namespaced != bool(request.namespace) and request.plural != "namespaces":
+        if resource is register.NAMESPACE:
+            # `namespaces/x/namespaces/y` would be authorised in x and act on y.
+            if request.namespace != request.name:
+                raise _no_resource()
+        elif resource.namespaced != bool(request.namespace):
             everywhere = resource.namespaced and not request.name
             if everywhere and request.verb not in ("list", "watch"):
                 raise _method_not_allowed()
