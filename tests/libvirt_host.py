@@ -67,6 +67,9 @@ class LibvirtHost:
             await self.run("mount", "--bind", str(self.private(folder)), folder)
         await self._hide_kvm()
         await self.run("hostname", self.hostname)
+        # libvirt resolves its own name on each start of a machine: without this, by DNS, for seconds.
+        (self.root / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {self.hostname}\n")
+        await self.run("mount", "--bind", str(self.root / "hosts"), "/etc/hosts")
         await self._start("virtlogd")
         await _until(self.private("/run/libvirt/virtlogd-sock").exists, "virtlogd listens")
         await self.start_libvirtd()
