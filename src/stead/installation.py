@@ -104,7 +104,7 @@ def prepare(settings: Settings) -> Files:
     _directory(settings.run_dir, 0o755, None)
     _directory(settings.plane_dir, 0o700, owner)
     _directory(settings.plane_dir / "pki", 0o700, owner)
-    _directory(settings.agent_dir, 0o700, None)
+    _directory(settings.agent_dir, 0o711, None)  # guests' processes reach their own folders below, and list nothing
     _directory(settings.agent_dir / "pki", 0o700, None)
     _directory(settings.state_dir / "pools", 0o711, None)
     _directory(settings.state_dir / "log", 0o750, None)
