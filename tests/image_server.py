@@ -1,4 +1,5 @@
-"""Servers for image tests, on loopback: a web server with the faults that a test asks for, and Debian's docker-registry.
+"""Servers for image tests, on loopback: a web server with the faults that a test asks for, and Debian's
+docker-registry.
 
 Both are started on free ports and ended by their context managers. The registry is the real one; pushing to it is done
 with the distribution API by hand, since the project has no push client.
@@ -209,7 +210,9 @@ def registry(htpasswd: str = "") -> Iterator[Registry]:
             (Path(folder) / "htpasswd").write_text(htpasswd)
             text += f"auth: {{htpasswd: {{realm: test, path: {folder}/htpasswd}}}}\n"
         config.write_text(text)
-        process = subprocess.Popen([program, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [program, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             _until_open(port, process)
             yield Registry(port)

@@ -19,8 +19,8 @@ def test_any_bytes_are_answered_or_refused(magic: bytes, rest: bytes) -> None:
     try:
         image = examine(magic + rest, 1 << 40)
     except UnsafeImage as refusal:
-        assert str(refusal)
-        assert refusal.reason
+        assert str(refusal)  # noqa: PT017  a refusal is one of two right answers
+        assert refusal.reason  # noqa: PT017
     else:
         assert image.virtual_bytes <= 1 << 40
 

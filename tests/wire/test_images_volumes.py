@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fake_client import FakeClient
+from tests.image_server import LOOPBACK, Web, web_server
 
 from stead.agent.volumes import Hooks, Volumes, VolumeSettings
 from stead.client.queue import Backoff
@@ -18,8 +20,6 @@ from stead.images.sources import Policy
 from stead.kinds import register
 from stead.kube.errors import ApiError
 from stead.storage.pools import Pool
-from tests.fake_client import FakeClient
-from tests.image_server import LOOPBACK, Web, web_server
 
 MIB = 1 << 20
 Object = dict[str, Any]

@@ -81,6 +81,7 @@ class Volumes:
         self._again: set[Key] = set()
         self._chores: set[asyncio.Task[None]] = set()
         self._uploading: set[str] = set()
+        self._stopped = False
 
     # life --------------------------------------------------------------------------------------------------------
 
@@ -95,6 +96,7 @@ class Volumes:
         try:
             await asyncio.Event().wait()
         finally:
+            self._stopped = True
             await self._informers.stop()
             tasks = [*self._tasks.values(), *self._chores]
             for task in tasks:
@@ -133,7 +135,7 @@ class Volumes:
 
     def _wake(self, key: Key) -> None:
         self._again.discard(key)
-        if key not in self._tasks and self._claims.get(key.namespace, key.name):
+        if not self._stopped and key not in self._tasks and self._claims.get(key.namespace, key.name):
             self._start(key)
 
     def _chore(self, work: Any) -> None:

@@ -1,8 +1,8 @@
 """A bootable disk put together from parts without mounting anything: GPT, GRUB for BIOS, the signed loaders for UEFI.
 
 Called by `golden` only. Pure byte work plus three programs (grub-mkimage from the unpacked package, mformat, mcopy).
-Layout: BIOS boot partition at 1 MiB (1 MiB), EFI system partition at 2 MiB (14 MiB), root at 16 MiB to the end, so that it
-can grow. Identifiers are fixed, so the same parts give the same disk. GPT: UEFI specification 2.10, §5.3.
+Layout: BIOS boot partition at 1 MiB (1 MiB), EFI system partition at 2 MiB (14 MiB), root at 16 MiB to the end, so
+that it can grow. Identifiers are fixed, so the same parts give the same disk. GPT: UEFI specification 2.10, §5.3.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _LINUX_ROOT_X86_64 = uuid.UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709")
 _NAMESPACE = uuid.UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
 
 _BIOS_MODULES = (
-    "biosdisk", "part_gpt", "part_msdos", "ext2", "search_label", "normal", "configfile", "linux", "boot", "echo", "test",
+    "biosdisk", "part_gpt", "part_msdos", "ext2", "search_label", "normal", "configfile", "linux", "boot", "echo",
+    "test",
 )  # fmt: skip
 _CONFIG = "search.fs_label stead-root root\nset prefix=($root)/boot/grub\nnormal ($root)/boot/grub/grub.cfg\n"
 

@@ -1,8 +1,8 @@
 """The published images of usual systems: where each vendor publishes them, and defaults for machines made from them.
 
 Data and two pure functions, read by the command line. Nothing is contacted from here: an entry becomes a DataImportCron
-and a DataSource only when a user adds it. Addresses are those of the KubeVirt project's curated container disks and of the
-vendors' own cloud images.
+and a DataSource only when a user adds it. Addresses are those of the KubeVirt project's curated container disks and of
+the vendors' own cloud images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ _SCHEDULE = "{minute} 4 * * 2"
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
-    """One system. `image` is a container disk (docker://…), `url` the vendor's cloud image (amd64), `user` its account."""
+    """One system. `image` is a container disk (docker://…), `url` the vendor's cloud image (amd64), `user` its
+    account.
+    """
 
     name: str
     title: str
@@ -84,7 +86,8 @@ def _rocky(version: str) -> Published:
 PUBLISHED: tuple[Published, ...] = (
     _ubuntu("26.04"), _ubuntu("24.04"), _ubuntu("22.04"), _ubuntu("20.04"),
     _debian("13", "trixie"), _debian("12", "bookworm"), _debian("11", "bullseye"),
-    Published(name="fedora", title="Fedora (newest)", image=f"{_CURATED}/fedora:latest", user="fedora", preference="fedora"),
+    Published(name="fedora", title="Fedora (newest)", image=f"{_CURATED}/fedora:latest", user="fedora",
+              preference="fedora"),
     _centos_stream("10"), _centos_stream("9"),
     _almalinux("10"), _almalinux("9"),
     _rocky("10"), _rocky("9"),
@@ -92,7 +95,8 @@ PUBLISHED: tuple[Published, ...] = (
               preference="opensuse.leap"),
     Published(name="opensuse-tumbleweed", title="openSUSE Tumbleweed", image=f"{_CURATED}/opensuse-tumbleweed:latest",
               user="opensuse", preference="opensuse.tumbleweed"),
-    Published(name="alpine", title="Alpine 3.22", user="alpine", preference="alpine", instancetype="u1.micro", size="5Gi",
+    Published(name="alpine", title="Alpine 3.22", user="alpine", preference="alpine", instancetype="u1.micro",
+              size="5Gi",
               url="https://dl-cdn.alpinelinux.org/alpine/v3.22/releases/cloud/"
                   "nocloud_alpine-3.22.0-x86_64-bios-cloudinit-r0.qcow2"),
     Published(name="cirros", title="CirrOS (tests)", image="docker://quay.io/kubevirt/cirros-container-disk-demo:latest",
@@ -125,8 +129,8 @@ def objects(entry: Published, namespace: str) -> list[Object]:
             "spec": {"source": {"registry": {"url": entry.image}}, "storage": storage},
         }
         minute = sum(entry.name.encode()) % 60
-        spec: Object = {"schedule": _SCHEDULE.format(minute=minute), "managedDataSource": entry.name, "importsToKeep": 2,
-                        "garbageCollect": "Outdated", "template": template}  # fmt: skip
+        spec: Object = {"schedule": _SCHEDULE.format(minute=minute), "managedDataSource": entry.name, "importsToKeep":
+        2, "garbageCollect": "Outdated", "template": template}  # fmt: skip
         return [{"apiVersion": "cdi.kubevirt.io/v1beta1", "kind": "DataImportCron", "metadata": meta, "spec": spec}]
     volume = {
         "apiVersion": "cdi.kubevirt.io/v1beta1",

@@ -1,8 +1,8 @@
 """Runs image work in unprivileged children: the import worker and qemu-img, each under a uid of its own.
 
-Called by the agent's volume workers, the container disk store and the image commands, on the event loop; the children do
-all blocking work. A child gets open descriptors only and is killed when its caller is cancelled or dies. The agent reads
-nothing but the child's JSON reports, bounded in size.
+Called by the agent's volume workers, the container disk store and the image commands, on the event loop; the children
+do all blocking work. A child gets open descriptors only and is killed when its caller is cancelled or dies. The agent
+reads nothing but the child's JSON reports, bounded in size.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ UIDS = 64
 
 _taken: set[int] = set()
 _MAX_LINE = 1 << 20
-#: a child that reports nothing for this long is stalled and is ended, in seconds (sources give up after 60 by themselves)
+#: a child that reports nothing for this long is stalled and is ended, in seconds (sources give up after 60 by
+#: themselves)
 _SILENCE_SECONDS = 900.0
 
 OnReport = Callable[[Report], None]
@@ -92,10 +93,12 @@ async def _worker(
     job: Job, descriptors: tuple[int, ...], on_report: OnReport | None, body: AsyncIterator[bytes] | None
 ) -> Report:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "stead.images.worker", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE, pass_fds=descriptors, env=_environment(), cwd="/", limit=_MAX_LINE,
+        sys.executable, "-P", "-m", "stead.images.worker", stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        pass_fds=descriptors, env=_environment(), cwd="/", limit=_MAX_LINE,
     )  # fmt: skip
-    assert process.stdin and process.stdout and process.stderr
+    assert process.stdout is not None
+    assert process.stderr is not None
     errors = asyncio.create_task(process.stderr.read(1 << 16))
     feeding = asyncio.create_task(_feed(process, msgspec.json.encode(job) + b"\n", body))
     try:
@@ -130,24 +133,26 @@ async def _feed(process: asyncio.subprocess.Process, job: bytes, body: AsyncIter
     stdin = process.stdin
     assert stdin is not None
     try:
-        stdin.write(job)
-        await stdin.drain()
+        await _pour(stdin, job)
         if body is not None:
             async for piece in body:
-                stdin.write(piece)
-                await stdin.drain()
+                if not await _pour(stdin, piece):
+                    return  # the worker has ended; its report says why
         stdin.close()
-    except (BrokenPipeError, ConnectionResetError):
-        if process.returncode is not None or body is None:
-            return  # the worker has ended; its report says why
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(30):
-                await process.wait()
-        await end(process)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         raise
+
+
+async def _pour(stdin: asyncio.StreamWriter, data: bytes) -> bool:
+    """Write and wait for room; False when nobody reads any more."""
+    try:
+        stdin.write(data)
+        await stdin.drain()
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    return True
 
 
 async def end(process: asyncio.subprocess.Process) -> None:
@@ -178,9 +183,9 @@ async def run_program(program: Program, on_percent: Callable[[float], None] | No
             for fd in program.descriptors:
                 os.fchown(fd, uid, uid)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "stead.images.confine", msgspec.json.encode(limits).decode(), *program.arguments,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            pass_fds=program.descriptors, env=_environment(), cwd="/",
+            sys.executable, "-P", "-m", "stead.images.confine", msgspec.json.encode(limits).decode(),
+            *program.arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE, pass_fds=program.descriptors, env=_environment(), cwd="/",
         )  # fmt: skip
         try:
             async with asyncio.timeout(program.deadline_seconds):

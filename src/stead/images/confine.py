@@ -1,9 +1,9 @@
 """What a child does to itself before it touches bytes from outside: another uid, limits, no new privileges, seccomp.
 
-`confine` is called by the import worker once its modules are loaded; run as a program (`python -m stead.images.confine`)
-this module confines itself and then becomes the program named, which is how `qemu-img` runs. Linux on x86-64 gets the
-system call filter; elsewhere the other measures stand alone. Sources: prctl(2), seccomp(2), linux/audit.h, the x86-64
-system call table.
+`confine` is called by the import worker once its modules are loaded; run as a program (`python -m
+stead.images.confine`) this module confines itself and then becomes the program named, which is how `qemu-img` runs.
+Linux on x86-64 gets the system call filter; elsewhere the other measures stand alone. Sources: prctl(2), seccomp(2),
+linux/audit.h, the x86-64 system call table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _ALLOW, _EPERM, _KILL = 0x7FFF0000, 0x00050001, 0x80000000
 #: x86-64 numbers of calls that no transfer needs, answered with EPERM
 _DENIED = {
     "ptrace": 101, "syslog": 103, "setuid": 105, "setgid": 106, "setgroups": 116, "mknod": 133, "uselib": 134,
-    "personality": 135, "pivot_root": 155, "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165,
+    "personality": 135, "pivot_root": 155, "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164,
+    "mount": 165,
     "umount2": 166, "swapon": 167, "swapoff": 168, "reboot": 169, "sethostname": 170, "init_module": 175,
     "delete_module": 176, "quotactl": 179, "clock_settime": 227, "kexec_load": 246, "add_key": 248, "request_key": 249,
     "keyctl": 250, "mknodat": 259, "unshare": 272, "move_pages": 279, "perf_event_open": 298, "fanotify_init": 300,
@@ -41,7 +42,9 @@ _SOCKETS = {"socket": 41, "connect": 42, "accept": 43, "bind": 49, "listen": 50,
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """`uid` (also the gid) to become when root, 0 = stay; sizes in bytes. `network` and `programs` are what stays open."""
+    """`uid` (also the gid) to become when root, 0 = stay; sizes in bytes. `network` and `programs` are what stays
+    open.
+    """
 
     uid: int = 0
     file_bytes: int = 0
@@ -121,7 +124,7 @@ def main(arguments: list[str]) -> None:
     """`LIMITS-AS-JSON PROGRAM ARGUMENT…`: confine, then become the program."""
     limits = msgspec.json.decode(arguments[0], type=Limits)
     confine(limits)
-    os.execvp(arguments[1], arguments[1:])
+    os.execvp(arguments[1], arguments[1:])  # noqa: S606  no shell is wanted
 
 
 if __name__ == "__main__":

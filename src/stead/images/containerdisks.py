@@ -1,9 +1,9 @@
 """The host's store of container disks: `<root>/<digest>/disk` (raw or qcow2 as published) with `record.json` beside it.
 
-Called by the agent when it prepares a machine. A tag is resolved once per use by the pull policy; content is kept by the
-image's digest, so machines share a file, read-only, and a restart or migration finds the same bytes. Entries are complete
-or absent. What no machine uses is collected, least recently used first, when the store is over its cap. Pulls of one image
-at the same time are one pull.
+Called by the agent when it prepares a machine. A tag is resolved once per use by the pull policy; content is kept by
+the image's digest, so machines share a file, read-only, and a restart or migration finds the same bytes. Entries are
+complete or absent. What no machine uses is collected, least recently used first, when the store is over its cap. Pulls
+of one image at the same time are one pull.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class ContainerDisks:
                 "ErrImageNeverPull", f'Container image "{wanted.image}" is not present with pull policy of Never'
             )
         pinned = wanted.image if not wanted.digest else reference.pinned(wanted.digest)
-        job = Job(kind="resolve", url=pinned, access=wanted.access, insecure=wanted.insecure, limit_bytes=MAX_DISK_BYTES,
-                  architecture=wanted.architecture)  # fmt: skip
+        job = Job(kind="resolve", url=pinned, access=wanted.access, insecure=wanted.insecure,
+                  limit_bytes=MAX_DISK_BYTES, architecture=wanted.architecture)  # fmt: skip
         resolved = await run_worker(job)
         if not (found := self._entry(resolved.digest, wanted)):
             at = msgspec.structs.replace(job, url=reference.pinned(resolved.digest), path=wanted.path)

@@ -1,13 +1,13 @@
 """The golden image: a minimal Debian made from the host's own package sources, bootable by BIOS and UEFI.
 
 Called by the command line and the quickstart; `build` is the whole of it. mmdebstrap makes the tree, this module writes
-the few files that make it a cloud image, mke2fs puts the tree into a filesystem, and `bootdisk` joins partitions and boot
-loaders: no loop device, no mount, no debootstrap cache, nothing left behind. It trusts what it reads (packages that apt
-verified), so unlike an import it runs as its caller, who must be root.
+the few files that make it a cloud image, mke2fs puts the tree into a filesystem, and `bootdisk` joins partitions and
+boot loaders: no loop device, no mount, no debootstrap cache, nothing left behind. It trusts what it reads (packages
+that apt verified), so unlike an import it runs as its caller, who must be root.
 
-What is in it: systemd, cloud-init (NoCloud, ConfigDrive), qemu-guest-agent, openssh-server, the generic kernel without the
-drivers that no virtual machine has, systemd-networkd and -resolved. Boot: the embedded GRUB runs `/boot/grub/grub.cfg`,
-which boots `/vmlinuz` and `/initrd.img`, the links that Debian moves at each kernel upgrade.
+What is in it: systemd, cloud-init (NoCloud, ConfigDrive), qemu-guest-agent, openssh-server, the generic kernel without
+the drivers that no virtual machine has, systemd-networkd and -resolved. Boot: the embedded GRUB runs
+`/boot/grub/grub.cfg`, which boots `/vmlinuz` and `/initrd.img`, the links that Debian moves at each kernel upgrade.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _EARLY_FILES = {
     "etc/kernel-img.conf": "do_symlinks = yes\nlink_in_boot = no\n",
 }
 
-_CLOUD_CONFIG = """# How this image differs from the distribution's defaults: only local sources of data, quick key types.
+_CLOUD_CONFIG = """# How this image differs from the distribution's defaults: local sources of data, quick keys.
 datasource_list: [ NoCloud, ConfigDrive, None ]
 ssh_genkeytypes: [ ed25519, ecdsa ]
 apt_preserve_sources_list: true
@@ -363,7 +363,8 @@ async def _run(
         *command, cwd=cwd, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"},
     )  # fmt: skip
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     lines: list[str] = []
     try:
         async with asyncio.timeout(deadline):

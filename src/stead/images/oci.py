@@ -1,8 +1,8 @@
 """A pull client for OCI and Docker registries, as much of it as disks in images need.
 
-Used inside the unprivileged import worker; blocking. Four endpoints: ping, token, manifests, blobs. Digests are verified
-always: the manifest against the digest asked for, each layer while it streams. A layer is read as a tar stream; one regular
-file is taken from it, links and everything else are passed over, nothing is ever extracted.
+Used inside the unprivileged import worker; blocking. Four endpoints: ping, token, manifests, blobs. Digests are
+verified always: the manifest against the digest asked for, each layer while it streams. A layer is read as a tar
+stream; one regular file is taken from it, links and everything else are passed over, nothing is ever extracted.
 Sources: OCI distribution-spec 1.1, image-spec 1.1, Docker's token authentication specification.
 """
 
@@ -32,7 +32,7 @@ _MANIFEST_TYPES = (
 _MAX_MANIFEST_BYTES = 4 << 20
 _REFERENCE = re.compile(
     r"^(?:(?P<host>[A-Za-z0-9.-]+\.[A-Za-z0-9.-]+(?::\d+)?|localhost(?::\d+)?|[A-Za-z0-9.-]+:\d+|\[[0-9a-fA-F:]+\](?::\d+)?)/)?"
-    r"(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
+    r"(?P<name>[a-z0-9]+(?:(?:[._]|__|-+|/)[a-z0-9]+)*)(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
     r"(?:@(?P<digest>sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}))?$"
 )
 
@@ -56,7 +56,9 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """A tag looked up once: `digest` of what the tag points to (an index maybe), the platform's manifest, its config."""
+    """A tag looked up once: `digest` of what the tag points to (an index maybe), the platform's manifest, its
+    config.
+    """
 
     digest: str
     manifest_digest: str
@@ -270,7 +272,7 @@ class TarFile:
         reader = _Reader(opened(blob), 2 * limit_bytes + (1 << 30))
         wanted = path.strip("/")
         try:
-            archive = tarfile.open(fileobj=reader, mode="r|")  # type: ignore[call-overload]  # any object with read()
+            archive = tarfile.open(fileobj=reader, mode="r|")  # type: ignore[call-overload]  # noqa: SIM115  read() is enough
             for member in archive:
                 name = member.name.removeprefix("./").strip("/")
                 below_disk = name.startswith("disk/") and name.count("/") == 1

@@ -1,9 +1,10 @@
-"""Writes a qcow2 image's guest data to a raw disk while the image is still arriving, in one pass where its order allows.
+"""Writes a qcow2 image's guest data to a raw disk while the image is still arriving, in one pass where its order
+allows.
 
-Used by the import worker only (unprivileged, one thread feeds). A cluster that arrives after the table that maps it goes
-straight to its place; one that arrives before is kept in a spill file at its own offset and moved when the table is known.
-An image made by `qemu-img convert` or published by a distribution spills a few tables only. Compressed clusters are
-inflated on a small pool of threads with a bounded backlog. Layout: QEMU's docs/interop/qcow2.txt.
+Used by the import worker only (unprivileged, one thread feeds). A cluster that arrives after the table that maps it
+goes straight to its place; one that arrives before is kept in a spill file at its own offset and moved when the table
+is known. An image made by `qemu-img convert` or published by a distribution spills a few tables only. Compressed
+clusters are inflated on a small pool of threads with a bounded backlog. Layout: QEMU's docs/interop/qcow2.txt.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Qcow2Stream:
     """Feed it the image from its first byte; `finish` when all has been fed. Raises UnsafeImage on a malformed one."""
 
     def __init__(self, header: Qcow2Header, target: int, spill: int) -> None:
-        """`target` is a descriptor of the raw disk (already as long as the volume, all holes), `spill` of an empty file."""
+        """`target` is a descriptor of the raw disk (already as long as the volume, all holes), `spill` of an empty
+        file.
+        """
         if header.extended_l2:
             raise NotStreamable("extended L2 entries")
         self._header, self._target, self._spill = header, target, spill
@@ -114,9 +117,8 @@ class Qcow2Stream:
     def _trim(self) -> None:
         """Spill what passed unclaimed while tables are missing, and forget all but the last two clusters."""
         keep = max(self._base, self._end - 2 * self._cluster - 1024)
-        if self._unread_tables:
-            if self._cursor < keep:
-                self._to_spill(self._cursor, keep)
+        if self._unread_tables and self._cursor < keep:
+            self._to_spill(self._cursor, keep)
         self._cursor = max(self._cursor, keep)
         if keep - self._base >= self._cluster:
             del self._window[: keep - self._base]

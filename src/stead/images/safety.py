@@ -1,10 +1,11 @@
 """What an image claims to be, read from its first bytes, and whether we let it in. Pure: bytes in, values out.
 
-Called by the import worker (never by the agent itself) before any other program sees an image, and by the container disk
-store. Everything from outside is hostile: a format is decided by magic number here and then named explicitly to every
-program; files that refer to other files (backing files, external data files, multi-file vmdk extents) are refused, as are
-encrypted ones and sizes beyond the volume's. Layouts: QEMU's docs/interop/qcow2.txt, VMware's Virtual Disk Format 5.0,
-VirtualBox VDICore.h, Microsoft's VHD and VHDX specifications. Sentences follow CDI's (`Unable to process data: …`).
+Called by the import worker (never by the agent itself) before any other program sees an image, and by the container
+disk store. Everything from outside is hostile: a format is decided by magic number here and then named explicitly to
+every program; files that refer to other files (backing files, external data files, multi-file vmdk extents) are
+refused, as are encrypted ones and sizes beyond the volume's. Layouts: QEMU's docs/interop/qcow2.txt, VMware's Virtual
+Disk Format 5.0, VirtualBox VDICore.h, Microsoft's VHD and VHDX specifications. Sentences follow CDI's (`Unable to
+process data: …`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Where image bytes come from over HTTP: one stream that survives lost connections, within an address policy.
 
-Used inside the unprivileged import worker, so it blocks and needs no event loop. Every connection goes to an address that
-was resolved here and passed the policy (no second look-up by anyone, so a name cannot change between check and use);
-every redirect is checked anew, and credentials stay with the origin they were given for. A lost connection is taken up
-again with `Range` and `If-Range`; a server that cannot do that ends the attempt, and the agent begins again.
+Used inside the unprivileged import worker, so it blocks and needs no event loop. Every connection goes to an address
+that was resolved here and passed the policy (no second look-up by anyone, so a name cannot change between check and
+use); every redirect is checked anew, and credentials stay with the origin they were given for. A lost connection is
+taken up again with `Range` and `If-Range`; a server that cannot do that ends the attempt, and the agent begins again.
 Sentences follow CDI's importer (`Unable to connect to http data source: expected status code 200, got 404`).
 """
 
@@ -112,7 +112,7 @@ class Stream(Protocol):
     total: int
 
     def read(self) -> bytes:
-        """The next piece, at most CHUNK_BYTES; b"" at the end."""
+        """The next piece, at most CHUNK_BYTES; empty at the end."""
         ...
 
     def close(self) -> None: ...
@@ -275,7 +275,8 @@ class HttpStream:
         if self._hash and self._checksum and self._hash.hexdigest() != self._checksum.value:
             raise SourceError(
                 "ChecksumError",
-                f"Unable to process data: checksum mismatch: expected {self._checksum.algorithm}:{self._checksum.value}, "
+                f"Unable to process data: checksum mismatch: "
+                f"expected {self._checksum.algorithm}:{self._checksum.value}, "
                 f"got {self._checksum.algorithm}:{self._hash.hexdigest()}",
                 fatal=True,
             )

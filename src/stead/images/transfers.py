@@ -96,23 +96,25 @@ async def _import(
     pool: Pool, spec: VolumeSpec, source: Source, tell: OnPercent, body: AsyncIterator[bytes] | None
 ) -> Filled:
     path = await asyncio.to_thread(pool.begin, spec)
+    target = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        report = await _receive(path, spec, source, tell, body)
-        volume = await asyncio.to_thread(pool.publish, spec.uid)
+        report = await _receive((path.parent, target), spec, source, tell, body)
+        volume = await asyncio.to_thread(pool.publish, spec.uid, target)
     except BaseException:
         await asyncio.to_thread(pool.discard, spec.uid)
         raise
+    finally:
+        os.close(target)
     return Filled(volume=volume, virtual_bytes=report.virtual_bytes, digest=report.digest, labels=report.labels)
 
 
 async def _receive(
-    path: Path, spec: VolumeSpec, source: Source, tell: OnPercent, body: AsyncIterator[bytes] | None
+    place: tuple[Path, int], spec: VolumeSpec, source: Source, tell: OnPercent, body: AsyncIterator[bytes] | None
 ) -> Report:
-    """Fill the begun disk at `path` from an image source."""
+    """Fill the begun disk (its folder and open descriptor) from an image source."""
+    folder, target = place
     with contextlib.ExitStack() as stack:
-        target = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        stack.callback(os.close, target)
-        spill = open_scratch(path.parent)
+        spill = open_scratch(folder)
         stack.callback(os.close, spill)
         job = Job(
             kind=source.kind, url=source.url, access=source.access, checksum=source.checksum, insecure=source.insecure,
@@ -151,7 +153,9 @@ def open_scratch(folder: Path) -> int:
 
 
 async def convert_to_raw(source: int, target: int, format: str, size_bytes: int) -> None:
-    """Convert a checked image to raw with qemu-img in a child of its own; `target` must be all holes, of `size_bytes`."""
+    """Convert a checked image to raw with qemu-img in a child of its own; `target` must be all holes, of
+    `size_bytes`.
+    """
     file = {"driver": "file", "filename": f"/dev/fd/{source}"}
     node: dict[str, object] = {"driver": format, "file": file}
     if format == "qcow2":

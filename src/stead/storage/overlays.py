@@ -1,8 +1,8 @@
 """Disk files that we make ourselves for one machine: throw-away overlays over container disks, and empty disks.
 
 Called by the agent when it prepares a machine. Base and format are always named; a base comes from our content store or
-pools, where its header was checked when it came in. `qemu-img create` reads the base's header only when no size is given,
-so the size is required.
+pools, where its header was checked when it came in. `qemu-img create` reads the base's header only when no size is
+given, so the size is required.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Volumes in a directory of one host: `<pool>/<volume-uid>/disk.img` (raw, sparse) with `volume.json` beside it.
 
-Called by the agent (volume workers, machines) and the image commands; all functions block, so callers use threads. A volume
-is made under a name of its own (`.part-<uid>`) and renamed when complete and synced: whatever is found under its uid is
-whole. One pool has one writing host; `.lock` keeps a second agent process out of the middle of an operation. No symbolic
-link is followed below the pool. `pool.json` holds the pool's uid, which PV handles carry (`pool-uid/volume-uid`).
-Source of the cloning ioctl: ioctl_ficlonerange(2); holes: lseek(2).
+Called by the agent (volume workers, machines) and the image commands; all functions block, so callers use threads. A
+volume is made under a name of its own (`.part-<uid>`) and renamed when complete and synced: whatever is found under
+its uid is whole. One pool has one writing host; `.lock` keeps a second agent process out of the middle of an
+operation. No symbolic link is followed below the pool. `pool.json` holds the pool's uid, which PV handles carry
+(`pool-uid/volume-uid`). Source of the cloning ioctl: ioctl_ficlonerange(2); holes: lseek(2).
 """
 
 from __future__ import annotations
@@ -156,7 +156,9 @@ class Pool:
         return self.publish(spec.uid)
 
     def begin(self, spec: VolumeSpec) -> Path:
-        """Start a volume: an empty sparse disk under the partial name, whose path is answered. Replaces an older attempt."""
+        """Start a volume: an empty sparse disk under the partial name, whose path is answered. Replaces an older
+        attempt.
+        """
         if spec.size_bytes <= 0:
             raise PoolError("Invalid", f"volume {spec.uid} must be larger than {spec.size_bytes} bytes")
         partial = self._partial(spec.uid)
@@ -175,12 +177,18 @@ class Pool:
         """The disk of a volume that was begun and is not published."""
         return self._partial(volume_uid) / DISK
 
-    def publish(self, volume_uid: str) -> Volume:
-        """The begun volume is complete: sync it and give it its name."""
+    def publish(self, volume_uid: str, filled: int = -1) -> Volume:
+        """The begun volume is complete: sync it and give it its name.
+
+        `filled` is the descriptor through which it was filled: had somebody begun the volume again meanwhile, another
+        (empty) disk would stand there, and must not be taken for this one.
+        """
         partial, folder = self._partial(volume_uid), self._folder(volume_uid)
         with self._locked(), _clear_errors(f"volume {volume_uid} cannot be completed in pool {self.name}"):
             if folder.exists():
                 raise PoolError("Exists", f"volume {volume_uid} is already in pool {self.name}")
+            if filled >= 0 and os.fstat(filled).st_ino != (partial / DISK).lstat().st_ino:
+                raise PoolError("Failed", f"volume {volume_uid} in pool {self.name} was begun again meanwhile")
             _sync(partial / DISK)
             partial.chmod(0o711)
             _sync(partial)
@@ -217,7 +225,8 @@ class Pool:
         if spec.size_bytes < source.size_bytes:
             raise PoolError(
                 "TooSmall",
-                f"target resources requests storage size is smaller than the source ({spec.size_bytes} < {source.size_bytes})",
+                "target resources requests storage size is smaller than the source "
+                f"({spec.size_bytes} < {source.size_bytes})",
             )
         path = self.begin(spec)
         try:

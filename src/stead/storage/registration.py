@@ -1,7 +1,8 @@
-"""Directories of the host that an administrator has registered: the only places where a path may name a disk or an image.
+"""Directories of the host that an administrator has registered: the only places where a path may name a disk or an
+image.
 
-Used by the command line (`path=` of `stead create`) and the agent (which opens such paths). The list is a JSON file in the
-configuration folder; every look-up opens component by component and follows no symbolic link.
+Used by the command line (`path=` of `stead create`) and the agent (which opens such paths). The list is a JSON file in
+the configuration folder; every look-up opens component by component and follows no symbolic link.
 """
 
 from __future__ import annotations
