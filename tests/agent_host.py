@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from tests import guest_image
+from tests.fake_client import FakeClient
+from tests.libvirt_host import LibvirtHost, libvirt_host
+from tests.outer_network import WORLD_ADDRESS, outer_network, run
 
 from stead.agent.agent import Agent, AgentDeps
 from stead.agent.materials import File, RegistryAccess
@@ -31,10 +35,6 @@ from stead.kinds import register
 from stead.kube.errors import ApiError
 from stead.network.podnetwork import NetworkConfig, PodNetwork
 from stead.storage.pools import Pool, VolumeSpec
-from tests import guest_image
-from tests.fake_client import FakeClient
-from tests.libvirt_host import LibvirtHost, libvirt_host
-from tests.outer_network import WORLD_ADDRESS, outer_network, run
 
 VMI = register.VIRTUAL_MACHINE_INSTANCE
 BOOT_SECONDS = 150.0

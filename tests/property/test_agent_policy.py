@@ -96,7 +96,7 @@ def test_final_phases_follow_why_the_run_ended() -> None:
 
 
 class Life(RuleBasedStateMachine):
-    """A machine driven by the rules against a world that does as it likes: starts end, guests crash, people interfere."""
+    """A machine driven by the rules against a world that does as it likes: guests crash, people interfere."""
 
     def __init__(self) -> None:
         super().__init__()

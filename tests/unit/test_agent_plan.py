@@ -15,7 +15,9 @@ SIDE = HostSide(instance="stead", capabilities=CAPABILITIES)
 PREPARED = Prepared(
     uid=5001, gid=5001, directory="/m/u", run_dir="/r/u",
     volumes=(
-        PreparedVolume(name="root", kind="containerDisk", path="/m/u/root.qcow2", format="qcow2", base="/c/b", base_format="raw"),
+        PreparedVolume(
+            name="root", kind="containerDisk", path="/m/u/root.qcow2", format="qcow2", base="/c/b", base_format="raw"
+        ),
         PreparedVolume(name="seed", kind="cloudInitNoCloud", path="/m/u/seed.iso", read_only=True, direct_io=False),
     ),
 )  # fmt: skip

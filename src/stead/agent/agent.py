@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import stat
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,6 +34,7 @@ from stead.client.informer import Informer
 from stead.hypervisor.contract import DriverError, Hypervisor
 from stead.kinds import register
 from stead.kube.errors import ApiError
+from stead.network.attachment import NetworkError
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +87,7 @@ class Agent:
         """Listen, then reach hypervisor and API in the background, for as long as that takes."""
         settings = self._deps.settings
         for folder in (settings.machines_dir, settings.run_dir, self.shop.sockets_dir, settings.state_dir):
-            await asyncio.to_thread(folder.mkdir, 0o711, True, True)
+            await asyncio.to_thread(_make_passable, folder)
         self.port = await self.server.open(settings.agent_address, settings.agent_port, self._deps.tls)
         for work in (self.host.run, self._work, *self._deps.companions):
             self._background.append(asyncio.create_task(_forever(work), name=f"agent {work.__qualname__}"))
@@ -188,7 +191,7 @@ class Agent:
         while True:
             try:
                 await self.clean()
-            except (DriverError, *API_TROUBLE) as error:
+            except (DriverError, NetworkError, *API_TROUBLE) as error:
                 log.warning("left-overs could not be cleared away, trying again", error=str(error))
             await asyncio.sleep(CLEAN_SECONDS)
 
@@ -226,6 +229,12 @@ class Agent:
             "kubevirt_portforward_active_tunnels": self.server.port_forwards,
         }
         return await metrics.collect(self.machines.values(), self._deps.settings.host_name, sessions)
+
+
+def _make_passable(folder: Path) -> None:
+    """Make a folder that machines' processes, each under its own uid, may pass through and not read."""
+    folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+    folder.chmod(stat.S_IMODE(folder.stat().st_mode) | 0o011)
 
 
 async def _forever(work: Callable[[], Awaitable[None]]) -> None:

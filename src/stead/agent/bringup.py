@@ -20,6 +20,7 @@ from stead.agent.record import Record
 from stead.agent.workshop import Workshop
 from stead.hypervisor import contract
 from stead.hypervisor.contract import Machine, Observed
+from stead.network.attachment import NetworkError
 
 Object = dict[str, Any]
 
@@ -71,7 +72,11 @@ async def start(shop: Workshop, vmi: Object, prepared: Prepared, machine: Machin
     record = Record(uid=uid, namespace=machine.namespace, name=machine.name, prepared=prepared, started=True)
     await asyncio.to_thread(shop.records.write, record)
     await shop.hypervisor.start(uid, paused=reading.starts_paused(vmi))
-    await shop.nets.settle(uid)
+    try:
+        await shop.nets.settle(uid, prepared.addresses)
+    except NetworkError as error:
+        await shop.hypervisor.stop(uid)
+        raise contract.Failed(f"network of {machine.namespace}/{machine.name}: {error}") from error
     return await shop.hypervisor.observe(uid)
 
 

@@ -41,6 +41,7 @@ from stead.agent.workshop import Workshop
 from stead.hypervisor.contract import Busy, DriverError, DriverEvent, NotFound, Observed, State, StopReason
 from stead.kinds import register
 from stead.kube.errors import ApiError
+from stead.network.attachment import NetworkError
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +55,9 @@ LOOK_SECONDS = 30.0
 #: an ACPI request is repeated, since a booting guest drops it
 SHUTDOWN_REPEAT_SECONDS = 5.0
 RETRY_SECONDS = 1.0
+#: how long a machine that is ending may hold up its task with one question, and any other machine
+ASK_SECONDS = 1.5
+OBSERVE_SECONDS = 15.0
 CALL_SECONDS = 60.0
 WRITE_SECONDS = 10.0
 UNSUPPORTED_RETRY_SECONDS = 300.0
@@ -93,6 +97,7 @@ class Machine:
         self._orphaned = False
         self._finished = False
         self._look_due = True
+        self._looked_at = float("-inf")
         self._held_until = 0.0
         self._pull_failures = 0
         self._grace_from: float | None = None
@@ -207,6 +212,7 @@ class Machine:
         try:
             self._wake.clear()
             await self._collect_work()
+            self._look_due |= asyncio.get_running_loop().time() - self._looked_at >= LOOK_SECONDS
             if self._look_due and not self._starting:  # what shows during a start is not yet true
                 await self._look()
             self._storage.check(self)
@@ -220,7 +226,7 @@ class Machine:
             return 0.0 if self._look_due and not self._starting else self._pause()
         except DriverError as error:
             self._log.warning("the hypervisor did not do as asked, trying again", error=str(error))
-        except API_TROUBLE as error:
+        except (NetworkError, *API_TROUBLE) as error:
             self._log.warning("trying again", error=str(error) or type(error).__name__)
         except Exception:
             self._log.exception("a turn of the machine's task failed, trying again")
@@ -249,12 +255,17 @@ class Machine:
     # looking -----------------------------------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        """Observe the machine. DriverError other than NotFound (no connection) leaves what was last known."""
-        self._look_due = False
+        """Observe the machine. DriverError other than NotFound (no connection), or no answer, leaves the last known."""
+        self._look_due, self._looked_at = False, asyncio.get_running_loop().time()
         try:
-            seen: Observed | None = await self.shop.hypervisor.observe(self.uid)
+            async with asyncio.timeout(OBSERVE_SECONDS if self._grace_from is None else ASK_SECONDS):
+                seen: Observed | None = await self.shop.hypervisor.observe(self.uid)
         except NotFound:
             seen = None
+        except TimeoutError:
+            self._log.warning("the hypervisor is slow to say how the machine is; what was last known is taken as true")
+            self.wake()
+            return
         before, self.observed = self.observed, seen
         connected = seen is not None and seen.agent_connected and self.alive
         if connected:
@@ -398,12 +409,14 @@ class Machine:
             self.shop.events.say(self.vmi, "Normal", "ShuttingDown", "Signaled Graceful Shutdown")
         self._shutdown_sent = asyncio.get_running_loop().time()
         self._probing.stop()
-        with contextlib.suppress(DriverError):
-            if self.guest.frozen:
-                await self.guest.thaw()
-            if seen is not None and seen.state is State.PAUSED:
-                await self.shop.hypervisor.resume(self.uid)  # a paused guest cannot hear the request
-            await self.shop.hypervisor.shutdown(self.uid)
+        # A hypervisor process that hangs answers nothing: that must not hold up the end of the grace period.
+        with contextlib.suppress(DriverError, TimeoutError):
+            async with asyncio.timeout(ASK_SECONDS):
+                if seen is not None and seen.state is State.PAUSED:
+                    await self.shop.hypervisor.resume(self.uid)  # a paused guest cannot hear the request
+                await self.shop.hypervisor.shutdown(self.uid)
+                if self.guest.frozen:
+                    await self.guest.thaw()
         await self._look()
 
     async def _stop(self) -> None:

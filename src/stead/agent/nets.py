@@ -173,9 +173,9 @@ class Nets:
         claimed = claimed_addresses(interface.vmi).get(interface.name, Claimed())
         return claimed.mac or stable_mac(interface.vmi, interface.name)
 
-    async def settle(self, machine_uid: str) -> None:
-        """Finish what can only be done once the hypervisor has opened the ports."""
-        if self._pod is not None:
+    async def settle(self, machine_uid: str, addresses: tuple[Address, ...]) -> None:
+        """Finish what can only be done once the hypervisor has opened the ports. Raises NetworkError."""
+        if self._pod is not None and any(address.netns for address in addresses):
             await self._pod.settle(machine_uid)
 
     async def release(self, machine_uid: str) -> None:
