@@ -8,11 +8,12 @@ connects, runs, closes, and turns refusals and connection failures into one sent
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import functools
 import os
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -257,32 +258,49 @@ def kubeconfig_path(options: Options, settings: Settings) -> Path:
     raise click.ClickException(f"no kubeconfig found: {hint}name one with --kubeconfig or KUBECONFIG")
 
 
+@contextlib.asynccontextmanager
+async def open_session(options: Options, settings: Settings) -> AsyncIterator[Session]:
+    """A connection that is closed at the end. Raises click.ClickException, and what `explained` explains."""
+    config = load(kubeconfig_path(options, settings), context=options.context)
+    client = DirectClient(config)
+    try:
+        yield Session(client, options.namespace or config.namespace or "default", settings)
+    finally:
+        await client.close()
+
+
+@contextlib.contextmanager
+def explained(options: Options, settings: Settings) -> Iterator[None]:
+    """Turns refusals and connection failures into one sentence, an interruption into exit code 130."""
+    try:
+        yield
+    except ApiError as error:
+        raise click.ClickException(error.message) from error
+    except (KubeconfigError, OSError, ssl.SSLError, aiohttp.ClientError) as error:
+        path = kubeconfig_path(options, settings)
+        raise click.ClickException(f"cannot reach the API by {path}: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def current_options() -> Options:
+    """The options before the command that runs now."""
+    return click.get_current_context().find_object(Options) or Options(None, "", "", None)
+
+
 def command(body: Callable[Concatenate[Session, P], Awaitable[None]]) -> Callable[P, None]:
     """See the module's prose."""
 
     @functools.wraps(body)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        options: Options = click.get_current_context().find_object(Options) or Options(None, "", "", None)
+        options = current_options()
         settings = options.settings()
-        path = kubeconfig_path(options, settings)
 
         async def connected() -> None:
-            config = load(path, context=options.context)
-            client = DirectClient(config)
-            try:
-                await body(
-                    Session(client, options.namespace or config.namespace or "default", settings), *args, **kwargs
-                )
-            finally:
-                await client.close()
+            async with open_session(options, settings) as session:
+                await body(session, *args, **kwargs)
 
-        try:
+        with explained(options, settings):
             asyncio.run(connected())
-        except ApiError as error:
-            raise click.ClickException(error.message) from error
-        except (KubeconfigError, OSError, ssl.SSLError, aiohttp.ClientError) as error:
-            raise click.ClickException(f"cannot reach the API by {path}: {error}") from error
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
 
     return run

@@ -108,6 +108,11 @@ def _read_keys(loop: asyncio.AbstractEventLoop, keys: asyncio.Queue[bytes]) -> N
 @command
 async def console(session: Session, name: str) -> None:
     """The serial console. Leave it with Ctrl-]."""
+    await attach_console(session, name)
+
+
+async def attach_console(session: Session, name: str) -> None:
+    """Join this terminal with the serial console until the person leaves or the machine ends."""
     keys: asyncio.Queue[bytes] = asyncio.Queue(1024)
     click.echo(f"Connected to {name}; Ctrl-] leaves. Press Enter for a prompt.", err=True)
     loop = asyncio.get_running_loop()
