@@ -1,7 +1,7 @@
 """Stand-ins for tests of the agent: a hypervisor, a pod network and materials that keep everything in memory.
 
-`StandInHypervisor` follows the contract's laws (Busy when started twice, NotFound for strangers, events) and counts what was
-asked of it; `StandInMaterials` makes small real files, so that ownership and paths are checked for real.
+`StandInHypervisor` follows the contract's laws (Busy when started twice, NotFound for strangers, events) and counts
+what was asked of it; `StandInMaterials` makes small real files, so that ownership and paths are checked for real.
 """
 
 from __future__ import annotations
