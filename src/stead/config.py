@@ -64,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pools: tuple[Pool, ...] = ()
     #: networks that importers may reach although they are loopback, link-local or Stead's own
     importer_allowed_networks: tuple[str, ...] = ()
+    #: registries (host or host:port) used although they speak plain HTTP or show a certificate that nobody vouches for
+    insecure_registries: tuple[str, ...] = ()
     #: bytes that unused container disks may take before the oldest are removed
     container_disk_cache_bytes: int = 20 * 1024**3
     log_level: str = "info"
@@ -127,7 +129,8 @@ def load(
     for name in names:
         given = environ.get(f"STEAD_{name.upper()}")
         if given is not None:
-            values[name] = given.split(",") if name.endswith(("_networks", "_names")) else given
+            listed = name.endswith(("_networks", "_names", "_registries"))
+            values[name] = [part for part in given.split(",") if part] if listed else given
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
     try:
         settings = msgspec.convert(values, Settings, strict=False, dec_hook=_path_hook)

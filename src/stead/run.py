@@ -169,7 +169,11 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
         volumes = Volumes(
             client,
             pools,
-            VolumeSettings(host_name=settings.host, policy=_policy(settings)),
+            VolumeSettings(
+                host_name=settings.host,
+                policy=_policy(settings),
+                insecure_registries=settings.insecure_registries,
+            ),
             Hooks(is_in_use=uses_disk),
         )
         tls = pki.server_context(files.agent, files.ca, require_client=True)
@@ -177,7 +181,7 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
             AgentDeps(
                 client=client,
                 hypervisor=drivers.create(settings.hypervisor, **options),
-                materials=Stock(pools.values(), disks, _policy(settings)),
+                materials=Stock(pools.values(), disks, _policy(settings), settings.insecure_registries.__contains__),
                 settings=AgentSettings(
                     instance=settings.instance,
                     host_name=settings.host,

@@ -1,0 +1,17 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.stead_host import SteadHost, stead_host
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def stead(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SteadHost]:
+    """A running Stead for all tests of a module, which carry `pytest.mark.asyncio(loop_scope="module")`."""
+    async with stead_host(tmp_path_factory.mktemp("stead")) as host:
+        yield host
