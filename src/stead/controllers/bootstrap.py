@@ -98,7 +98,7 @@ async def _kubevirt(client: Client, now: str) -> None:
         "apiVersion": KUBEVIRT.api_version,
         "kind": KUBEVIRT.kind,
         "metadata": {"namespace": "kubevirt", "name": "kubevirt"},
-        "spec": {"configuration": {}},
+        "spec": {"configuration": {"network": {"defaultNetworkInterface": "masquerade"}}},
     }
     await create_if_absent(client, KUBEVIRT, made)
     known = await client.get(KUBEVIRT, "kubevirt", "kubevirt")
