@@ -402,7 +402,9 @@ async def test_one_machine_cannot_reach_into_another(real: Site) -> None:
     assert _as_user(UID, "dd", f"if={one.disks[0].path}", "of=/dev/null", "bs=1", "count=1"), "the control"
     for path in (one.serial_socket, one.graphics.vnc_socket if one.graphics else ""):
         assert Path(path).stat().st_mode & 0o777 == 0o600
-    assert _limits(pids[0]) == {"memory": str(512 << 20), "pids": "200"}
+    async with asyncio.timeout(SECONDS):
+        while _limits(pids[0]) != {"memory": str(512 << 20), "pids": "200"}:
+            await asyncio.sleep(0.05)
     for machine in (one, two):
         await real.driver.stop(machine.uid)
 

@@ -269,11 +269,11 @@ async def test_half_made_leftovers_are_removed_and_others_kept(tmp_path: Path) -
         kept, broken = request_for("10.128.0.9", "kept"), request_for("10.128.0.10", "broken")
         await network.attach(kept)
         await network.attach(broken)
+        await network.close()
         (tmp_path / "network" / broken.machine_uid / "attachment.json").unlink()
         stale = config.tap(str(uuid.uuid4()))
         run("ip", "tuntap", "add", stale, "mode", "tap")
         run("ip", "tuntap", "add", "foreign0", "mode", "tap")
-        await network.close()
         again = PodNetwork(config)
         await again.open()
         assert await again.list() == {kept.machine_uid}

@@ -43,7 +43,7 @@ def dhcp_configuration(request: Attachment, tap: str, mtu: int, dns: str, folder
         f"pid-file={folder / 'dhcp.pid'}",
         "port=0",
         f"interface={tap}",
-        "bind-interfaces",
+        "bind-dynamic",  # the tap comes after it
         "except-interface=lo",
         "user=nobody",
         "leasefile-ro",

@@ -55,6 +55,7 @@ class PodNetwork:
         self._folder = Path(config.run_dir)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="network")
         self._locks: dict[str, asyncio.Lock] = {}
+        self._furnishing: dict[str, asyncio.Task[None]] = {}
         self._mtu = config.mtu
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
@@ -79,6 +80,8 @@ class PodNetwork:
 
     async def close(self) -> None:
         """Forget; the network goes on."""
+        for uid in tuple(self._furnishing):
+            await self._finished(uid)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def remove(self) -> None:
@@ -142,25 +145,38 @@ class PodNetwork:
         """Make the machine's namespace and a tap for the next start of its hypervisor; idempotent.
 
         A running machine is left alone. A machine that is off and whose request changed is made anew. Raises
-        NetworkError; then nothing is left behind.
+        NetworkError; then nothing is left behind. Rules and DHCP are made in the background: `settle` waits for them.
         """
-        async with self._lock(request.machine_uid):
-            return await self._run(self._attach, request)
-
-    def _attach(self, request: Attachment) -> Attached:
+        uid = request.machine_uid
         self._validate(request)
+        async with self._lock(uid):
+            await self._finished(uid)
+            attached, made = await self._run(self._attach, request)
+            if made:
+                work = self._run(self._furnish, request)
+                self._furnishing[uid] = asyncio.get_running_loop().create_task(work)
+            return attached
+
+    async def _finished(self, uid: str) -> None:
+        """Wait for what `attach` left to do; its failure is `settle`'s to tell."""
+        task = self._furnishing.pop(uid, None)
+        if task is not None:
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _attach(self, request: Attachment) -> tuple[Attached, bool]:
+        """(what the hypervisor needs, whether the namespace was made now and lacks its rules)."""
         uid, config = request.machine_uid, self.config
         if namespaces.exists(config.namespace(uid)):
             known = self._known(uid)
             if known is not None and (known == request or self._is_running(uid)):
                 self._bring_back(known)
-                return self._attached(known)
+                return self._attached(known), False
             self._detach(uid)
         with contextlib.ExitStack() as undo:
             undo.callback(self._detach, uid)
             self._make(request)
             undo.pop_all()
-        return self._attached(request)
+        return self._attached(request), True
 
     def _validate(self, request: Attachment) -> None:
         if request.binding != "masquerade":
@@ -169,6 +185,9 @@ class PodNetwork:
             )
         if not is_within(request.ipv4, self.config.pod_cidr):
             raise NetworkError(f"interface {request.interface}: {request.ipv4} is not in {self.config.pod_cidr}")
+        for protocol, port in request.ports:
+            if not 0 < port < 65536:
+                raise NetworkError(f"interface {request.interface}: {protocol} port {port} is not between 1 and 65535")
 
     def _attached(self, request: Attachment) -> Attached:
         uid = request.machine_uid
@@ -186,33 +205,43 @@ class PodNetwork:
         tap, namespace, mtu = config.tap(uid), config.namespace(uid), request.mtu or self._mtu
         folder = self._folder / uid
         folder.mkdir(mode=0o755, exist_ok=True)
-        dhcp = dnsmasq.dhcp_configuration(request, tap, mtu, config.gateway, folder)
-        _write(folder / "dhcp.conf", dhcp.encode())
         namespaces.create(namespace)
         links.ensure_tap(tap, request.owner_uid, request.queues)
         with links.netlink() as socket:
             socket.link("set", index=links.index_of(socket, tap), mtu=mtu)
             peer = (UPLINK, namespaces.path_of(namespace))
             links.add_veth(socket, config.veth(uid), config.bridge, peer, self._mtu)
-        with namespaces.inside(namespace):
-            self._furnish(request)
-        _write(folder / "attachment.json", msgspec.json.encode(request))  # last: its presence says that all is made
 
     def _furnish(self, request: Attachment) -> None:
-        """In the machine's namespace: its cluster address, the way out, forwarding and the rules."""
-        config = self.config
-        with links.netlink() as socket:
-            socket.link("set", index=links.index_of(socket, "lo"), state="up")
-            uplink = links.index_of(socket, UPLINK)
-            links.ensure_address(socket, uplink, request.ipv4, config.prefix)
-            socket.link("set", index=uplink, state="up")
-            socket.route("add", dst="default", gateway=config.gateway)
-        links.set_sysctl("net.ipv4.ip_forward", "1")
-        nftables.load(machine_rules(request, config.tap(request.machine_uid), config.gateway), request.machine_uid)
+        """In the machine's namespace: its cluster address, the way out, forwarding, rules and DHCP.
+
+        Done while the hypervisor starts: the kernel alone takes 15 ms to commit the rules.
+        """
+        uid, config = request.machine_uid, self.config
+        tap, folder, mtu = config.tap(uid), self._folder / uid, request.mtu or self._mtu
+        dhcp = dnsmasq.dhcp_configuration(request, tap, mtu, config.gateway, folder)
+        _write(folder / "dhcp.conf", dhcp.encode())
+        with namespaces.inside(config.namespace(uid)):
+            with links.netlink() as socket:
+                socket.link("set", index=links.index_of(socket, "lo"), state="up")
+                uplink = links.index_of(socket, UPLINK)
+                links.ensure_address(socket, uplink, request.ipv4, config.prefix)
+                socket.link("set", index=uplink, state="up")
+                socket.route("add", dst="default", gateway=config.gateway)
+            nftables.load(machine_rules(request, tap, config.gateway), uid)
+            links.set_sysctl("net.ipv4.ip_forward", "1")
+            dnsmasq.start("dhcp", folder)
+        _write(folder / "attachment.json", msgspec.json.encode(request))  # last: its presence says that all is made
 
     async def settle(self, uid: str) -> None:
-        """Move the tap into the machine's namespace and serve DHCP there; right after a start. Idempotent."""
+        """Move the tap into the machine's namespace, once its rules are there; right after a start. Idempotent.
+
+        Raises NetworkError also for what `attach` had left to do and failed.
+        """
         async with self._lock(uid):
+            task = self._furnishing.pop(uid, None)
+            if task is not None:
+                await task
             await self._run(self._settle, uid)
 
     def _settle(self, uid: str) -> None:
@@ -242,7 +271,6 @@ class PodNetwork:
         with links.netlink() as socket:
             if links.index_of(socket, tap) or self._is_running(uid):
                 return
-        dnsmasq.stop("dhcp", self._folder / uid)
         here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             with namespaces.inside(namespace), links.netlink() as socket:
@@ -266,6 +294,7 @@ class PodNetwork:
     async def detach(self, uid: str) -> None:
         """Remove all that a machine has here; no-op when there is nothing."""
         async with self._lock(uid):
+            await self._finished(uid)
             await self._run(self._detach, uid)
         self._locks.pop(uid, None)
 

@@ -72,6 +72,7 @@ class _Known(msgspec.Struct):
     digest: str
     changed: bool = False
     pid: int = 0
+    unconfined: str = ""  # why a limit could not be set
 
 
 class LibvirtHypervisor:
@@ -167,10 +168,25 @@ class LibvirtHypervisor:
         """Limits of a machine that somebody started by virsh: `start` itself sets them before it returns."""
         if machine.uid in self._starting:
             return
-        with contextlib.suppress(NotFound, Failed, Busy, Unsupported):
+        with contextlib.suppress(NotFound, Failed, Busy, Unsupported, OSError):
             await self._connection.call(
                 "limit", _subject(machine), lambda c: _confine(_lookup(c, machine.uid), machine)
             )
+
+    async def _limit_memory(self, machine: Machine) -> None:
+        """After a start, beside it: libvirt is busy with the new domain for some 20 ms more. A failure is kept for
+        `observe` to tell.
+        """
+        known = self._known.get(machine.uid)
+        try:
+            await self._connection.call(
+                "limit the memory", _subject(machine), lambda c: _limit_memory(_lookup(c, machine.uid), machine)
+            )
+        except NotFound:
+            pass
+        except (Failed, Busy, Unsupported) as error:
+            if known is not None and known.pid:
+                known.unconfined = str(error)
 
     async def _check_definition(self, uid: str) -> None:
         """Somebody defined a domain: if it is ours and not what we defined, say so."""
@@ -247,7 +263,7 @@ class LibvirtHypervisor:
             agent_connected=active and channel is not None and channel.get("state") == "connected",
             machine_type="" if kind is None else kind.get("machine", ""),
             fingerprint="" if changed else mark.fingerprint,
-            detail=_emulation_detail(mark.machine),
+            detail="; ".join(filter(None, (_emulation_detail(mark.machine), known.unconfined if active else ""))),
         )
 
     async def _mark(self, uid: str) -> Mark:
@@ -314,7 +330,10 @@ class LibvirtHypervisor:
                 if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID and mark.machine is not None:
                     process.remove_sockets(mark.machine)
                 raise
-            return _confine(domain, mark.machine)
+            pid = process.find_pid(uid, domain.name())
+            if mark.machine is not None:
+                process.confine(mark.machine, pid)
+            return pid
 
         self._starting.add(uid)
         try:
@@ -323,6 +342,8 @@ class LibvirtHypervisor:
             self._starting.discard(uid)
         if (known := self._known.get(uid)) is not None:
             known.pid = pid
+            if mark.machine is not None:
+                self._spawn(self._limit_memory(mark.machine))
 
     async def shutdown(self, uid: str) -> None:
         await self._act("shut down", uid, lambda d: d.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
@@ -464,14 +485,18 @@ def _define(connection: libvirt.virConnect, machine: Machine) -> _Known:
 
 
 def _confine(domain: libvirt.virDomain, machine: Machine | None) -> int:
-    """In a pool thread, after a start: what the definition cannot say. Returns QEMU's pid."""
+    """In a pool thread, after a start by somebody else: what the definition cannot say. Returns QEMU's pid."""
     pid = process.find_pid(domain.UUIDString(), domain.name())
     if machine is not None:
         process.confine(machine, pid)
-        if machine.isolation.memory_limit:
-            limit = {"hard_limit": machine.isolation.memory_limit // 1024}
-            domain.setMemoryParameters(limit, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        _limit_memory(domain, machine)
     return pid
+
+
+def _limit_memory(domain: libvirt.virDomain, machine: Machine) -> None:
+    if machine.isolation.memory_limit:
+        limit = {"hard_limit": machine.isolation.memory_limit // 1024}
+        domain.setMemoryParameters(limit, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def _undefine(connection: libvirt.virConnect, uid: str) -> None:
