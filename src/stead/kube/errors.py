@@ -1,8 +1,8 @@
 """The one error family that crosses rooms: a Kubernetes `Status` as an exception.
 
-Whoever refuses work on behalf of an API caller raises `ApiError`; the server turns it into a `Status` body, clients turn
-such a body back into `ApiError`. Reasons and codes are those of `k8s.io/apimachinery/pkg/apis/meta/v1` (StatusReason).
-Pure: no I/O.
+Whoever refuses work on behalf of an API caller raises `ApiError`; the server turns it into a `Status` body, clients
+turn such a body back into `ApiError`. Reasons and codes are those of `k8s.io/apimachinery/pkg/apis/meta/v1`
+(StatusReason). Pure: no I/O.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class ApiError(Exception):
         self.message = message
         self.details = details
         self.code = code if code is not None else CODES.get(reason, 500)
+        #: texts for `Warning` headers that go with the refusal
+        self.warnings: list[str] = []
 
     def status(self) -> dict[str, Any]:
         """The `v1.Status` body of this refusal."""
@@ -81,7 +83,8 @@ def not_found(plural: str, name: str, group: str = "") -> ApiError:
 def already_exists(plural: str, name: str, group: str = "") -> ApiError:
     """409 for a create of a name that is taken."""
     resource = f"{plural}.{group}" if group else plural
-    return ApiError("AlreadyExists", f'{resource} "{name}" already exists', {"name": name, "group": group, "kind": plural})
+    details = {"name": name, "group": group, "kind": plural}
+    return ApiError("AlreadyExists", f'{resource} "{name}" already exists', details)
 
 
 def conflict(plural: str, name: str, group: str = "") -> ApiError:

@@ -22,6 +22,10 @@ Causes = list[dict[str, str]]
 
 #: stands for "there is no old value": rules that compare with it hold
 ABSENT: Any = object()
+#: reasons after which CEL rules are not tried
+_BLOCKING = frozenset({
+    "FieldValueNotSupported", "FieldValueRequired", "FieldValueTooLong", "FieldValueTooMany", "FieldValueTypeInvalid",
+})  # fmt: skip
 _UNCHECKED = (
     "Invalid value: null: some validation rules were not checked because the object was invalid; "
     "correct the existing errors to complete validation"
@@ -38,11 +42,17 @@ def validate(schema: Schema, value: Any, path: str = "", name: str | None = None
     causes = _Validation().check(schema, value, path, path if name is None else name)
     if not causes:
         return list(_broken_rules(schema, value, old, path))
-    return [*causes, cause("<nil>", _UNCHECKED)] if has_rules(schema) else causes
+    unchecked = has_rules(schema) and any(each.get("reason") in _BLOCKING for each in causes)
+    return [*causes, cause("<nil>", _UNCHECKED)] if unchecked else causes
 
 
 def _invalid(path: str, value: Any, text: str) -> dict[str, str]:
     return cause(path or "<nil>", f"Invalid value: {_shown(value)}: {text}")
+
+
+def _too_many(path: str, count: int, most: int) -> dict[str, str]:
+    items = "item" if most == 1 else "items"
+    return cause(path, f"Too many: {count}: must have at most {most} {items}", "FieldValueTooMany")
 
 
 def _shown(value: Any) -> str:
@@ -132,7 +142,7 @@ class _Validation:
         causes: Causes = []
         most, least, items = schema.get("maxItems"), schema.get("minItems"), schema.get("items")
         if most is not None and len(value) > most:
-            causes.append(cause(path, f"Too many: {len(value)}: must have at most {most} items", "FieldValueTooMany"))
+            causes.append(_too_many(path, len(value), most))
         if least is not None and len(value) < least:
             causes.append(_invalid(path, len(value), f"{name} in body should have at least {least} items"))
         if isinstance(items, dict):
@@ -144,7 +154,7 @@ class _Validation:
         causes: Causes = []
         most, least = schema.get("maxProperties"), schema.get("minProperties")
         if most is not None and len(value) > most:
-            causes.append(cause(path, f"Too many: {len(value)}: must have at most {most} items", "FieldValueTooMany"))
+            causes.append(_too_many(path, len(value), most))
         if least is not None and len(value) < least:
             causes.append(_invalid(path, len(value), f"{name} in body should have at least {least} properties"))
         for key in schema.get("required", []):

@@ -38,7 +38,7 @@ from stead.server.authn import ANONYMOUS, Authenticator, User, impersonated
 from stead.server.authz import Attributes, Authorizer, attributes_of, forbidden
 from stead.server.bodies import Disconnected, decode_delete_options, decode_object, media_type, read_body
 from stead.server.calls import Call, Outcome, delete_options, write_options
-from stead.server.catalogue import SUBRESOURCE_GROUP, Catalogue, Served
+from stead.server.catalogue import SUBRESOURCE_GROUPS, Catalogue, Served
 from stead.server.discovery import Discovery
 from stead.server.health import Health, Metrics, version_answer
 from stead.server.lifecycle import PlainError
@@ -60,6 +60,11 @@ MAX_WRITES = 200
 
 #: paths that anyone may ask for
 _OPEN = ("/healthz", "/livez", "/readyz", "/version", "/.well-known/openid-configuration", "/openid/v1/jwks")
+
+#: what a client is told that still uses an old version of a group
+_DEPRECATED = {
+    ("kubevirt.io", "v1alpha3"): "kubevirt.io/v1alpha3 is now deprecated and will be removed in a future release.",
+}
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -161,6 +166,8 @@ class App:
         except Disconnected:
             return
         if answer is not None:
+            if (request.group, request.version) in _DEPRECATED:
+                answer.warnings = [_DEPRECATED[request.group, request.version], *answer.warnings]
             exchange.code = answer.code
             await self._reply(exchange, answer)
         self._log(exchange, received, time.monotonic() - started)
@@ -190,6 +197,7 @@ class App:
         if isinstance(error, PlainError):
             return text_answer(error.message, error.code)
         answer = error_answer(error)
+        answer.warnings = [*error.warnings, *answer.warnings]
         if exchange.headers.get("accept", "").startswith(YAML):
             answer.body, answer.content_type = encoding.encode_yaml(msgspec.json.decode(answer.body)), YAML
         return answer
@@ -242,7 +250,7 @@ class App:
                 return await (self._resource(exchange) if request.is_resource else self._other(exchange))
 
     def _is_stream(self, request: Request) -> bool:
-        return request.group == SUBRESOURCE_GROUP
+        return request.group in SUBRESOURCE_GROUPS
 
     def _deadline(self, request: Request) -> float:
         limit = WRITE_SECONDS if request.is_write else READ_SECONDS
@@ -342,14 +350,14 @@ class App:
 
     async def _websocket(self, exchange: Exchange) -> Answer | None:
         request = exchange.request
-        if request.group == SUBRESOURCE_GROUP and self._server.subresources is not None:
+        if request.group in SUBRESOURCE_GROUPS and self._server.subresources is not None:
             await self._server.subresources.websocket(exchange)
             return None
         return await self._resource(exchange) if request.is_resource else await self._other(exchange)
 
     async def _resource(self, exchange: Exchange) -> Answer | None:
         request, server = exchange.request, self._server
-        if request.group == SUBRESOURCE_GROUP and server.subresources is not None:
+        if request.group in SUBRESOURCE_GROUPS and server.subresources is not None:
             return await server.subresources.http(exchange)
         served = server.catalogue.find(request.group, request.version, request.plural)
         if served is None:

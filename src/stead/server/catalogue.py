@@ -21,6 +21,9 @@ VIRTUAL_GROUPS = frozenset({"authorization.k8s.io", "authentication.k8s.io", "up
 
 SUBRESOURCE_GROUP = "subresources.kubevirt.io"
 SUBRESOURCE_VERSIONS = ("v1", "v1alpha3")
+#: our own questions about machines, beside KubeVirt's
+OWN_SUBRESOURCE_GROUP = "subresources.stead.io"
+SUBRESOURCE_GROUPS = frozenset((SUBRESOURCE_GROUP, OWN_SUBRESOURCE_GROUP))
 
 
 class Served(msgspec.Struct, frozen=True, dict=True):
@@ -73,9 +76,10 @@ class Catalogue:
         return self._by_kind[(resource.group, resource.kind)]
 
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """Groups ("" is the core group) and their versions, preferred first; KubeVirt's subresource group included."""
+        """Groups ("" is the core group) and their versions, preferred first; subresource groups included."""
         found = {group: tuple(versions) for group, versions in self._versions.items()}
         found[SUBRESOURCE_GROUP] = SUBRESOURCE_VERSIONS
+        found[OWN_SUBRESOURCE_GROUP] = ("v1alpha1",)
         return found
 
     def in_version(self, group: str, version: str) -> list[Served]:

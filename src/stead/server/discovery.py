@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from stead.server.answer import Answer, json_answer
-from stead.server.catalogue import SUBRESOURCE_GROUP, Catalogue, Served
+from stead.server.catalogue import OWN_SUBRESOURCE_GROUP, SUBRESOURCE_GROUP, SUBRESOURCE_GROUPS, Catalogue, Served
 
 _encoder = msgspec.json.Encoder()
 
@@ -39,6 +39,8 @@ KUBEVIRT_SUBRESOURCES = (
     ),
     "version", "healthz", "guestfs",
 )  # fmt: skip
+
+OWN_SUBRESOURCES = ("virtualmachineinstances/stats", "virtualmachineinstances/xml")
 
 
 class Discovery:
@@ -83,8 +85,9 @@ class Discovery:
 
     def _resources(self, group: str, version: str) -> dict[str, Any]:
         resources: list[dict[str, Any]] = []
-        if group == SUBRESOURCE_GROUP:
-            for name in KUBEVIRT_SUBRESOURCES:
+        listed = {SUBRESOURCE_GROUP: KUBEVIRT_SUBRESOURCES, OWN_SUBRESOURCE_GROUP: OWN_SUBRESOURCES}.get(group)
+        if listed is not None:
+            for name in listed:
                 namespaced = "/" in name or name == "expand-vm-spec"
                 resources.append({"name": name, "singularName": "", "namespaced": namespaced,
                                   "kind": "", "verbs": None})  # fmt: skip
@@ -131,7 +134,7 @@ class Discovery:
         return made
 
     def _aggregated_resources(self, group: str, version: str) -> list[dict[str, Any]]:
-        if group == SUBRESOURCE_GROUP:
+        if group in SUBRESOURCE_GROUPS:
             return []
         return [_aggregated_entry(served, version) for served in self._catalogue.in_version(group, version)]
 

@@ -100,7 +100,7 @@ def parse_selector(resource: Resource, labels: str, fields: str) -> Selector:
     try:
         parsed = selectors.parse_labels(labels) if labels else selectors.EVERYTHING
     except ApiError as error:
-        raise ApiError("BadRequest", f"unable to parse labelSelector: {error.message}") from error
+        raise ApiError("BadRequest", error.message) from error
     chosen = selectors.parse_fields(fields) if fields else selectors.ALL_FIELDS
     if chosen:
         allowed = resource.field_selectors

@@ -23,6 +23,7 @@ _ANNOTATIONS = {"rbac.authorization.kubernetes.io/autoupdate": "true"}
 _READ = ["get", "list", "watch"]
 _WRITE = ["create", "delete", "deletecollection", "patch", "update"]
 _SUB = "subresources.kubevirt.io"
+_OWN_SUB = "subresources.stead.io"
 
 NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease", "kubevirt", "kubevirt-os-images")
 
@@ -77,11 +78,13 @@ def _kubevirt_rules(verbs: list[str], use: bool) -> list[Rule]:
         _rule(["instancetype.kubevirt.io"], _TYPES, verbs if use else _READ),
         _rule([_SUB], [*_of("virtualmachineinstances", _INSTANCE_READ), "virtualmachines/expand-spec"], ["get"]),
         _rule([_SUB], ["expand-vm-spec"], ["update"]),
+        _rule([_OWN_SUB], ["virtualmachineinstances/stats"], ["get"]),
     ]
     if use:
         rules += [
             _rule([_SUB], _of("virtualmachineinstances", _INSTANCE_USE), ["get", "update"]),
             _rule([_SUB], _of("virtualmachines", _MACHINE_USE), ["get", "update"]),
+            _rule([_OWN_SUB], ["virtualmachineinstances/xml"], ["get"]),
         ]
     return rules
 

@@ -1,15 +1,15 @@
 """KubeVirt's subresource API: start, stop, pause, console, vnc and the rest, for machines and instances.
 
-Called by `app` for group `subresources.kubevirt.io`, after authorisation. What a call does is decided by
-`server.lifecycle` (pure); this module reads the objects, carries the decision out (patches through `verbs`, calls and
-streams through `agents`) and answers as KubeVirt does: 202 with an empty body for what changes something, JSON or an
-image for questions, a WebSocket for streams. Follows Z1 and Z2.
+Called by `app` for the groups `subresources.kubevirt.io` and `subresources.stead.io` (our own questions: a machine's
+domain XML, its counters), after authorisation. What a call does is decided by `server.lifecycle` (pure); this module
+reads the objects, carries the decision out (patches through `verbs`, calls and streams through `agents`) and answers as
+KubeVirt does: 202 with an empty body for what changes something, JSON or an image for questions, a WebSocket for
+streams. Follows Z1 and Z2.
 """
 
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,18 +17,21 @@ import msgspec
 from stead import __version__
 from stead.kinds import register
 from stead.kinds.resource import Resource
-from stead.kube import encoding, patch
-from stead.kube.errors import ApiError
+from stead.kube import encoding, patch, schema
+from stead.kube.errors import ApiError, invalid, not_found
 from stead.server import lifecycle, mutation
+from stead.server.admission import schema_texts
 from stead.server.admission.cluster import cluster_from_lookup
 from stead.server.agents import Agents
 from stead.server.answer import Answer, json_answer, text_answer
 from stead.server.authn import MASTERS, User
 from stead.server.bodies import media_type, read_body
 from stead.server.calls import Call, Options
+from stead.server.catalogue import OWN_SUBRESOURCE_GROUP
 from stead.server.health import version_info
-from stead.server.lifecycle import Decision
+from stead.server.lifecycle import Decision, PlainError
 from stead.server.lookup import MemoryLookup
+from stead.server.request import Request
 from stead.server.verbs import Verbs
 
 if TYPE_CHECKING:
@@ -41,79 +44,34 @@ SERVER = User(
     "system:serviceaccount:kubevirt:kubevirt-apiserver",
     groups=("system:serviceaccounts", "system:serviceaccounts:kubevirt", "system:authenticated", MASTERS),
 )
-_UNDERWAY = "unable to complete request: stop/start already underway"
+#: our own questions, group `subresources.stead.io`
+_OWN = ("xml", "stats")
 
 
-class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """What a call is about: the objects as they stand (None: absent) and the request's parts."""
+class _Options(msgspec.Struct):
+    """Options of calls that change something; each call reads its own."""
 
-    name: str
-    namespace: str
-    machine: Object | None
-    instance: Object | None
-    body: Object | None
-    rest: tuple[str, ...]
-    exchange: Any
-
-
-Decider = Callable[[Target], Decision]
-
-
-def _port(target: Target) -> tuple[int, str]:
-    text = target.rest[0] if target.rest else ""
-    port = int(text) if text.isdigit() else 0
-    if not 0 < port < 65536:
-        raise ApiError("BadRequest", f"{text!r} is no port number")
-    return port, target.rest[1] if len(target.rest) > 1 else "tcp"
+    dryRun: list[str] | None = None
+    paused: bool | None = None
+    gracePeriod: int | None = None
+    gracePeriodSeconds: int | None = None
+    addedNodeSelector: dict[str, str] | None = None
+    unfreezeTimeout: str | None = None
+    name: str | None = None
+    claimName: str | None = None
+    disk: dict[str, Any] | None = None
+    volumeSource: dict[str, Any] | None = None
 
 
-def _preserve(target: Target) -> bool:
-    return bool(target.exchange.request.query.flag("preserveSession"))
-
-
-#: PUT and GET calls on a VirtualMachine
-_MACHINE: dict[tuple[str, str], Decider] = {
-    ("PUT", "start"): lambda t: lifecycle.decide_start(t.name, t.machine, t.instance, t.body),
-    ("PUT", "stop"): lambda t: lifecycle.decide_stop(t.name, t.machine, t.instance, t.body),
-    ("PUT", "restart"): lambda t: lifecycle.decide_restart(t.name, t.machine, t.instance, t.body),
-    ("PUT", "migrate"): lambda t: lifecycle.decide_migrate(t.name, t.machine, t.instance, t.body, False),
-    ("PUT", "addvolume"): lambda t: lifecycle.decide_add_volume(t.name, t.machine, t.body),
-    ("PUT", "removevolume"): lambda t: lifecycle.decide_remove_volume(t.name, t.machine, t.body),
-    ("PUT", "memorydump"): lambda t: lifecycle.decide_memory_dump(t.name, t.machine, t.instance),
-    ("PUT", "removememorydump"): lambda t: lifecycle.decide_remove_memory_dump(t.name, t.machine, t.body),
-    ("PUT", "evacuate/cancel"): lambda t: lifecycle.decide_cancel_evacuation(
-        t.name, t.instance, t.body, t.machine, of_machine=True
+#: calls whose options are typed before they are decided
+_OPTIONS: dict[str, type[msgspec.Struct]] = dict.fromkeys(
+    (
+        "start", "stop", "restart", "migrate", "pause", "unpause", "freeze", "unfreeze", "softreboot", "reset",
+        "addvolume", "removevolume", "memorydump", "removememorydump", "evacuate/cancel",
     ),
-    ("GET", "portforward"): lambda t: lifecycle.decide_machine_port_forward(t.name, t.machine, t.instance, *_port(t)),
-}  # fmt: skip
-
-#: PUT and GET calls on a VirtualMachineInstance
-_INSTANCE: dict[tuple[str, str], Decider] = {
-    ("PUT", "pause"): lambda t: lifecycle.decide_pause(t.name, t.instance, t.body),
-    ("PUT", "unpause"): lambda t: lifecycle.decide_unpause(t.name, t.instance, t.body, t.machine),
-    ("PUT", "freeze"): lambda t: lifecycle.decide_freeze(t.name, t.instance, t.body),
-    ("PUT", "unfreeze"): lambda t: lifecycle.decide_unfreeze(t.name, t.instance),
-    ("PUT", "softreboot"): lambda t: lifecycle.decide_soft_reboot(t.name, t.instance),
-    ("PUT", "reset"): lambda t: lifecycle.decide_reset(t.name, t.instance),
-    ("PUT", "addvolume"): lambda t: lifecycle.decide_add_instance_volume(t.name, t.instance, t.body),
-    ("PUT", "removevolume"): lambda t: lifecycle.decide_remove_instance_volume(t.name, t.instance, t.body),
-    ("PUT", "backup"): lambda t: lifecycle.decide_backup(t.name, t.instance),
-    ("PUT", "redefine-checkpoint"): lambda t: lifecycle.decide_redefine_checkpoint(t.name, t.instance),
-    ("PUT", "evacuate/cancel"): lambda t: lifecycle.decide_cancel_evacuation(t.name, t.instance, t.body),
-    ("GET", "guestosinfo"): lambda t: lifecycle.decide_guest_information(t.name, t.instance, "guestosinfo"),
-    ("GET", "userlist"): lambda t: lifecycle.decide_guest_information(t.name, t.instance, "userlist"),
-    ("GET", "filesystemlist"): lambda t: lifecycle.decide_guest_information(t.name, t.instance, "filesystemlist"),
-    ("GET", "vnc/screenshot"): lambda t: lifecycle.decide_screenshot(t.name, t.instance),
-    ("GET", "console"): lambda t: lifecycle.decide_console(t.name, t.instance),
-    ("GET", "vnc"): lambda t: lifecycle.decide_vnc(t.name, t.instance, _preserve(t)),
-    ("GET", "usbredir"): lambda t: lifecycle.decide_usb_redirection(t.name, t.instance),
-    ("GET", "vsock"): lambda t: lifecycle.decide_vsock(t.name, t.instance),
-    ("GET", "portforward"): lambda t: lifecycle.decide_port_forward(t.name, t.instance, *_port(t)),
-    ("GET", "sev/fetchcertchain"): lambda t: lifecycle.decide_sev(t.name, t.instance, "fetchcertchain"),
-    ("GET", "sev/querylaunchmeasurement"): lambda t: lifecycle.decide_sev(t.name, t.instance, "querylaunchmeasurement"),
-    ("PUT", "sev/setupsession"): lambda t: lifecycle.decide_sev(t.name, t.instance, "setupsession", t.body),
-    ("PUT", "sev/injectlaunchsecret"): lambda t: lifecycle.decide_sev(t.name, t.instance, "injectlaunchsecret", t.body),
-}  # fmt: skip
+    _Options,
+)  # fmt: skip
+_UNDERWAY = "unable to complete request: stop/start already underway"
 
 
 class Subresources:
@@ -129,10 +87,12 @@ class Subresources:
         request = exchange.request
         if not request.namespace:
             return self._general(request.plural)
-        body = await self._body(exchange) if request.method == "PUT" else None
-        decision = self._decide(exchange, body)
-        if decision is None:
+        expected = _method(request)
+        if expected is None:
             return text_answer("404: Page Not Found", 404)
+        if request.method != expected:
+            return text_answer("405: Method Not Allowed", 405)
+        decision = self._decide(exchange, await self._body(exchange) if request.method == "PUT" else None)
         if decision.streams:
             token = "'upgrade' token not found in 'Connection' header"  # noqa: S105 - no secret
             raise ApiError("BadRequest", f"websocket: the client is not using the websocket protocol: {token}")
@@ -140,10 +100,12 @@ class Subresources:
 
     async def websocket(self, exchange: Exchange) -> None:
         """Join a client's WebSocket with its guest. Errors before the upgrade are raised."""
-        decision = self._decide(exchange, None) if exchange.request.namespace else None
-        if decision is None or not decision.streams:
-            raise ApiError("NotFound", "the server could not find the requested resource", {})
         request = exchange.request
+        if not request.namespace or _method(request) != "GET":
+            raise ApiError("NotFound", "the server could not find the requested resource", {})
+        decision = self._decide(exchange, None)
+        if not decision.streams:
+            raise ApiError("BadRequest", f"{request.subresource} is no stream: ask for it without an upgrade")
         await self._agents.relay(
             exchange, self._host(exchange), _agent_path(request.namespace, request.name, decision.agent)
         )
@@ -156,44 +118,42 @@ class Subresources:
         if what == "healthz":
             state = {"apiserver": {"connectivity": "ok", "version": version_info()}}
             return json_answer({**state, "config-resource-version": str(self._verbs.registry.revision)})
+        if what.endswith("-cluster-profiler"):
+            verb = what.partition("-")[0]
+            verb = "dump profiler results" if verb == "dump" else f"{verb} profiler"
+            raise PlainError("", f'Unable to {verb}. "ClusterProfiler" feature gate must be enabled', code=403)
         if what == "guestfs":
             raise ApiError("NotFound", "no libguestfs image is configured: attach the disk to a machine instead", {})
         return text_answer("404: Page Not Found", 404)
 
-    def _decide(self, exchange: Exchange, body: Object | None) -> Decision | None:
-        """The decision about a request; None when there is no such subresource."""
-        request = exchange.request
-        cluster = cluster_from_lookup(self._lookup)
-        if request.plural == "expand-vm-spec":
-            if request.method != "PUT":
-                return None
-            if body is None:
-                raise ApiError("UnsupportedMediaType", "no VirtualMachine in the body of the request")
-            return lifecycle.decide_expand_body(body, cluster, request.namespace)
-        target = self._target(exchange, body)
-        graph = "ObjectGraph" in self._lookup.gates()
-        key = (request.method, request.subresource)
-        if request.plural == "virtualmachines":
-            if key == ("GET", "expand-spec"):
-                return lifecycle.decide_expand(target.name, target.machine, cluster, target.namespace)
-            if key == ("GET", "objectgraph"):
-                return lifecycle.decide_machine_graph(target.name, target.machine, graph)
-            decide = _MACHINE.get(key)
-        elif request.plural == "virtualmachineinstances":
-            if key == ("GET", "objectgraph"):
-                return lifecycle.decide_instance_graph(target.name, target.instance, graph)
-            decide = _INSTANCE.get(key)
-        else:
-            return None
-        return decide(target) if decide is not None else None
-
-    def _target(self, exchange: Exchange, body: Object | None) -> Target:
+    def _decide(self, exchange: Exchange, body: Object | None) -> Decision:
+        """The decision about a request. Raises what it is refused with."""
         request, registry = exchange.request, self._verbs.registry
-        return Target(
-            name=request.name, namespace=request.namespace, body=body, rest=request.rest, exchange=exchange,
-            machine=registry.peek(register.VIRTUAL_MACHINE, request.namespace, request.name),
-            instance=registry.peek(register.VIRTUAL_MACHINE_INSTANCE, request.namespace, request.name),
-        )  # fmt: skip
+        instance = registry.peek(register.VIRTUAL_MACHINE_INSTANCE, request.namespace, request.name)
+        if request.group == OWN_SUBRESOURCE_GROUP:
+            return _decide_own(request.name, request.subresource, instance)
+        expands = request.plural == lifecycle.EXPAND
+        return lifecycle.decide(lifecycle.Call(
+            plural=request.plural, namespace=request.namespace, name=request.name,
+            path="/".join((request.subresource, *request.rest)), cluster=cluster_from_lookup(self._lookup),
+            body=self._expandable(body) if expands else _typed(request.subresource, body),
+            machine=registry.peek(register.VIRTUAL_MACHINE, request.namespace, request.name), instance=instance,
+            preserve_session=request.query.flag("preserveSession"),
+        ))  # fmt: skip
+
+    def _expandable(self, body: Object | None) -> Object:
+        """A machine that was sent to be expanded: typed as on a create, nothing else checked."""
+        if body is None:
+            raise PlainError("", "415: Unsupported Media Type", code=415)
+        served = self._verbs.catalogue.served(register.VIRTUAL_MACHINE)
+        made: Object = schema.prune(served.schema, body)[0]
+        refused, causes = schema_texts.refusal(served.resource, made, schema.validate(served.schema, made))
+        if refused is not None:
+            raise refused
+        if causes:
+            name = str((body.get("metadata") or {}).get("name") or "")
+            raise invalid(served.resource.kind, served.resource.group, name, causes)
+        return made
 
     async def _body(self, exchange: Exchange) -> Object | None:
         raw = await read_body(exchange.receive, exchange.headers)
@@ -259,6 +219,45 @@ class Subresources:
                 # The `test` of the patch failed: somebody else's start or stop came between.
                 raise ApiError("Conflict", _UNDERWAY, {"name": name, "group": resource.group}) from error
             raise
+
+
+def _method(request: Request) -> str | None:
+    """The HTTP method of the subresource that a request names; None if there is no such."""
+    if request.group == OWN_SUBRESOURCE_GROUP:
+        return "GET" if request.plural == lifecycle.INSTANCES and request.subresource in _OWN else None
+    if request.plural == lifecycle.EXPAND:
+        return "PUT"
+    if request.plural not in (lifecycle.MACHINES, lifecycle.INSTANCES) or not request.name:
+        return None
+    return lifecycle.method_of(request.plural, "/".join((request.subresource, *request.rest)))
+
+
+def _decide_own(name: str, what: str, instance: Object | None) -> Decision:
+    """Our own questions about a running machine: the hypervisor's description of it, and its counters."""
+    if instance is None:
+        raise not_found(register.VIRTUAL_MACHINE_INSTANCE.singular, name, register.VIRTUAL_MACHINE_INSTANCE.group)
+    if (instance.get("status") or {}).get("phase") != "Running":
+        raise conflict_because(name, "VMI is not running")
+    return Decision(code=200, agent=what)
+
+
+def conflict_because(name: str, why: str) -> ApiError:
+    """409 in KubeVirt's words for a machine that is not in the state needed."""
+    resource = register.VIRTUAL_MACHINE_INSTANCE
+    text = f'Operation cannot be fulfilled on {resource.singular}.{resource.group} "{name}": {why}'
+    return ApiError("Conflict", text, {"name": name, "group": resource.group, "kind": resource.singular})
+
+
+def _typed(what: str, body: Object | None) -> Object | None:
+    """The options of a call, their types checked. Raises 400 as KubeVirt's decoder does."""
+    struct = _OPTIONS.get(what)
+    if struct is None or body is None:
+        return body
+    try:
+        msgspec.convert(body, struct)
+    except msgspec.ValidationError as error:
+        raise ApiError("BadRequest", f"Can not unmarshal Request body to struct, error: json: {error}") from error
+    return body
 
 
 def _agent_path(namespace: str, name: str, what: str) -> str:

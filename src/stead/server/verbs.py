@@ -8,6 +8,8 @@ unless the caller named a resourceVersion. Follows C1 to C7, X1, X2, P1 to P5, A
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from stead.kinds import register
@@ -16,7 +18,7 @@ from stead.kinds.resource import Resource
 from stead.kube import meta, schema
 from stead.kube.errors import ApiError, already_exists, cause, conflict, invalid, not_found
 from stead.server import core_rules, mutation
-from stead.server.admission import admit
+from stead.server.admission import admit, schema_texts
 from stead.server.admission.contract import AdmissionRequest
 from stead.server.authn import User
 from stead.server.authz import RBAC_GROUP, Attributes, Authorizer
@@ -43,6 +45,16 @@ _SERVER_FIELDS = (
 )
 
 _META_ONLY = {"properties": {"metadata": schema.OBJECT_META}}
+
+
+@contextlib.contextmanager
+def _warned(warnings: list[str]) -> Iterator[None]:
+    """A refusal carries the warnings that were found before it."""
+    try:
+        yield
+    except ApiError as error:
+        error.warnings = list(warnings)
+        raise
 
 
 class WriteGuard(Protocol):
@@ -108,11 +120,14 @@ class Verbs:
         if resource.has_generation:
             metadata["generation"] = 1
         obj = {**obj, "metadata": metadata}
+        if not resource.builtin:
+            warnings += meta.finalizer_warnings(metadata.get("finalizers") or [])
         if resource.status_subresource and not resource.builtin:
             obj.pop("status", None)
         self._check_namespace(call, obj)
-        obj = self._admit(call, served, obj, None, warnings)
-        self._check_rights(call, obj, None)
+        with _warned(warnings):
+            obj = self._admit(call, served, obj, None, warnings)
+            self._check_rights(call, obj, None)
         name = obj["metadata"]["name"]
         if managed is None:
             obj = mutation.track(served, call, None, obj)
@@ -155,7 +170,8 @@ class Verbs:
             found = [cause("metadata.resourceVersion", "Invalid value: 0: must be specified for an update")]
             raise _invalid_by_plural(resource, call.name, found)
         wanted = "" if wanted == "0" else str(wanted)
-        return await self._change(call, lambda _old: obj, wanted, warnings)
+        with _warned(warnings):
+            return await self._change(call, lambda _old: obj, wanted, warnings)
 
     async def _create_by_update(self, call: Call, obj: Object, wanted: str) -> Outcome:
         resource = call.resource
@@ -184,7 +200,8 @@ class Verbs:
             new = self._own_identity(call, new)
             return self._decoded(call, new, change.duplicates, warnings, patch=True)
 
-        return await self._change(call, changed, change.resource_version, warnings, is_patch=True)
+        with _warned(warnings):
+            return await self._change(call, changed, change.resource_version, warnings, is_patch=True)
 
     async def apply(self, call: Call, applied: Object, duplicates: tuple[str, ...] = ()) -> Outcome:
         """Server-side apply: create or merge. Raises 400, 403, 409 and 422."""
@@ -488,6 +505,9 @@ class Verbs:
             causes += schema.validate(inner, obj.get("status"), "status", "") if inner and obj.get("status") else []
         elif not resource.builtin:
             causes += schema.validate(served.schema, obj)
+            refused, causes = schema_texts.refusal(resource, obj, causes)
+            if refused is not None:
+                raise refused
         if not causes and not resource.builtin:
             request = AdmissionRequest(
                 operation="CREATE" if old is None else "UPDATE", resource=resource, namespace=call.namespace, obj=obj,
@@ -503,6 +523,10 @@ class Verbs:
             raise invalid(resource.kind, resource.group, obj["metadata"].get("name", ""), causes)
         if old is not None:
             self._check_finalizers(resource, old, obj)
+            if not resource.builtin:
+                known = old["metadata"].get("finalizers") or []
+                added = [name for name in obj["metadata"].get("finalizers") or [] if name not in known]
+                warnings.extend(meta.finalizer_warnings(added))
         return obj
 
     def _admit_delete(self, call: Call, old: Object) -> None:
