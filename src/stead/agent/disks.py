@@ -220,7 +220,7 @@ class Disks:
         target = job.owner.directory / f"{job.name}.iso"
         await asyncio.to_thread(target.unlink, missing_ok=True)
         await self._materials.iso(files, label, target, job.owner.ids)
-        await asyncio.to_thread(paths.give, target.parent, target.name, *job.owner.ids, 0o400)
+        await asyncio.to_thread(paths.give, target.parent, target.name, *job.owner.ids, 0o600)
         facts = await asyncio.to_thread(paths.inspect, target.parent, target.name)
         return PreparedVolume(
             name=job.name, kind=job.kind, path=str(target), read_only=True, size=facts.size, direct_io=facts.direct_io

@@ -65,14 +65,15 @@ def _disk(entry: Object, index: int, prepared: Prepared) -> Disk:
         raise Unsupported(f"{path}.lun", "needs a block volume")
     block = (entry.get("blockSize") or {}).get("custom") or {}
     logical = int(block.get("logical") or 0)
-    read_only = bool(target.get("readonly")) or kind == "cdrom" or bool(volume and volume.read_only)
+    bus = target.get("bus") or "sata"
+    read_only = bool(target.get("readonly")) or kind == "cdrom" or _is_held_read_only(volume, bus)
     return Disk(
         name=entry["name"],
         path=volume.path if volume else "",
         format=volume.format if volume else "raw",
         source=volume.source if volume else "file",
         device=kind,
-        bus=target.get("bus") or "sata",
+        bus=bus,
         read_only=read_only,
         shareable=bool(entry.get("shareable")),
         boot_order=int(entry.get("bootOrder") or 0),
@@ -88,6 +89,13 @@ def _disk(entry: Object, index: int, prepared: Prepared) -> Disk:
         pci_address=str(target.get("pciAddress") or ""),
         tray_open=target.get("tray") == "open",
     )
+
+
+def _is_held_read_only(volume: PreparedVolume | None, bus: str) -> bool:
+    """Whether a volume that cannot be written makes the disk read-only. libvirt knows no read-only SATA disk: there a
+    disk that was made from objects is the machine's own copy and may be written, as in KubeVirt; a claim may not.
+    """
+    return volume is not None and volume.read_only and (bus != "sata" or bool(volume.claim))
 
 
 def _cache(entry: Object, volume: PreparedVolume | None) -> str:
