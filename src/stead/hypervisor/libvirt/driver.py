@@ -1,7 +1,7 @@
 """The libvirt driver: persistent domains named `<namespace>_<name>`, uuid = the machine's uid, carrying our metadata.
 
 Called by the agent through the `Hypervisor` contract, from one task a machine. Only domains with our metadata are
-touched. Blocking calls run in the connection's thread pool. What is known of each domain (`_Known`) is a cache, dropped
+touched. Blocking calls run in the connection's thread pool. What is known of each domain (`Known`) is a cache, dropped
 when libvirt's connection breaks or somebody changes the domain; libvirt itself is the truth. Source: libvirt 9.0 API.
 
 define + start are one call of libvirt each: the rest (limits, socket modes) are system calls of microseconds.
@@ -20,7 +20,6 @@ from typing import Any
 
 import libvirt
 import libvirt_qemu  # type: ignore[import-untyped]  # libvirt-python has no types
-import msgspec
 
 from stead.hypervisor.contract import (
     Busy,
@@ -30,15 +29,15 @@ from stead.hypervisor.contract import (
     Machine,
     NotFound,
     Observed,
-    State,
     Unsupported,
 )
 from stead.hypervisor.libvirt import capabilities as capability_documents
-from stead.hypervisor.libvirt import process
+from stead.hypervisor.libvirt import domains, process
 from stead.hypervisor.libvirt.connection import Connection
 from stead.hypervisor.libvirt.devices import GUEST_AGENT_CHANNEL
+from stead.hypervisor.libvirt.domains import Known, emulation_detail, inactive_xml, lookup, subject_of
 from stead.hypervisor.libvirt.emulation import probe
-from stead.hypervisor.libvirt.events import lifecycle_detail, state_from_libvirt
+from stead.hypervisor.libvirt.events import lifecycle_detail, register_callbacks, state_from_libvirt
 from stead.hypervisor.libvirt.firmware import choose_template, read_descriptors
 from stead.hypervisor.libvirt.hotplug import apply_in_place
 from stead.hypervisor.libvirt.screen import read_screen
@@ -46,7 +45,6 @@ from stead.hypervisor.libvirt.statistics import read_statistics
 from stead.hypervisor.libvirt.xml import (
     Mark,
     definition_digest,
-    domain_xml,
     fingerprint,
     mark_from_element,
     mark_from_xml,
@@ -57,22 +55,6 @@ START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 PROBE_SECONDS = 120.0  # libvirt's own probe of QEMU is part of the first capabilities call
 AGENT_SECONDS = 5
-_UNDEFINE_FLAGS = (
-    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-    | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
-)
-
-
-class _Known(msgspec.Struct):
-    """Cache of one domain of ours. `digest` is of the definition as libvirt printed it when we had made it."""
-
-    mark: Mark
-    digest: str
-    changed: bool = False
-    pid: int = 0
-    unconfined: str = ""  # why a limit could not be set
 
 
 class LibvirtHypervisor:
@@ -82,7 +64,7 @@ class LibvirtHypervisor:
         self._connection = Connection(uri, self._register, self._on_lost)
         self._state_dir = Path(state_dir) if state_dir is not None else None
         self._subscribers = Subscribers()
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._starting: set[str] = set()
         self._checks: set[asyncio.Task[None]] = set()
@@ -105,33 +87,11 @@ class LibvirtHypervisor:
     def _register(self, connection: libvirt.virConnect) -> None:
         """In a pool thread: callbacks on a new connection; each only posts to the event loop."""
         post = self._connection.post
-
-        def lifecycle(_conn: Any, domain: libvirt.virDomain, event: int, detail: int, _opaque: Any) -> None:
-            post(self._on_lifecycle, domain.UUIDString(), event, detail)
-
-        def agent(_conn: Any, domain: libvirt.virDomain, state: int, _reason: int, _opaque: Any) -> None:
-            up = state == libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED
-            post(self._publish, domain.UUIDString(), "agent", "connected" if up else "disconnected")
-
-        def io_error(_conn: Any, domain: libvirt.virDomain, *details: Any) -> None:
-            path, alias, action, reason = details[:4]
-            detail = f"{str(alias).removeprefix('ua-')}: {reason or 'I/O error'} on {path} (action {action})"
-            post(self._publish, domain.UUIDString(), "io-error", detail)
-
-        def reboot(_conn: Any, domain: libvirt.virDomain, _opaque: Any) -> None:
-            post(self._publish, domain.UUIDString(), "reboot", "")
-
-        def watchdog(_conn: Any, domain: libvirt.virDomain, action: int, _opaque: Any) -> None:
-            post(self._publish, domain.UUIDString(), "watchdog", f"action {action}")
-
-        for event, callback in (
-            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
-            (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent),
-            (libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, io_error),
-            (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, reboot),
-            (libvirt.VIR_DOMAIN_EVENT_ID_WATCHDOG, watchdog),
-        ):
-            connection.domainEventRegisterAny(None, event, callback, None)
+        register_callbacks(
+            connection,
+            lambda uid, event, detail: post(self._on_lifecycle, uid, event, detail),
+            lambda uid, kind, detail: post(self._publish, uid, kind, detail),
+        )
 
     def _publish(self, uid: str, kind: str, detail: str) -> None:
         """An event of a machine of ours. Events of domains that we have not seen are checked for our mark first."""
@@ -170,7 +130,7 @@ class LibvirtHypervisor:
             return
         with contextlib.suppress(NotFound, Failed, Busy, Unsupported, OSError):
             await self._connection.call(
-                "limit", _subject(machine), lambda c: _confine(_lookup(c, machine.uid), machine)
+                "limit", subject_of(machine), lambda c: domains.confine(lookup(c, machine.uid), machine)
             )
 
     async def _limit_memory(self, machine: Machine) -> None:
@@ -180,7 +140,9 @@ class LibvirtHypervisor:
         known = self._known.get(machine.uid)
         try:
             await self._connection.call(
-                "limit the memory", _subject(machine), lambda c: _limit_memory(_lookup(c, machine.uid), machine)
+                "limit the memory",
+                subject_of(machine),
+                lambda c: domains.limit_memory(lookup(c, machine.uid), machine),
             )
         except NotFound:
             pass
@@ -195,7 +157,7 @@ class LibvirtHypervisor:
             if known is None or known.changed:
                 return
             with contextlib.suppress(NotFound, Failed, Busy, Unsupported):
-                text = await self._connection.call("read", uid, lambda c: _inactive_xml(_lookup(c, uid)))
+                text = await self._connection.call("read", uid, lambda c: inactive_xml(lookup(c, uid)))
                 if definition_digest(text) != known.digest:
                     known.changed = True
                     self._subscribers.publish(DriverEvent(uid=uid, kind="changed", detail="definition"))
@@ -223,7 +185,7 @@ class LibvirtHypervisor:
         return self._capabilities
 
     async def observe(self, uid: str) -> Observed:
-        return await self._connection.call("observe", uid, lambda c: self._observe(_lookup(c, uid)))
+        return await self._connection.call("observe", uid, lambda c: self._observe(lookup(c, uid)))
 
     async def list(self) -> builtins.list[Observed]:
         return await self._connection.call("list", "machines", self._list, START_SECONDS)
@@ -245,9 +207,9 @@ class LibvirtHypervisor:
             raise NotFound(f"observe of {uid}: the domain {domain.name()} is not one of ours")
         state, reason = state_from_libvirt(*domain.state()[:2])
         active = domain.isActive() == 1
-        known = self._known.setdefault(uid, _Known(mark, ""))
+        known = self._known.setdefault(uid, Known(mark, ""))
         known.pid = process.find_pid(uid, domain.name(), known.pid) if active else 0
-        digest = definition_digest(_inactive_xml(domain))  # not every change by virsh makes an event
+        digest = definition_digest(inactive_xml(domain))  # not every change by virsh makes an event
         known.digest = known.digest or digest
         changed = known.changed or known.digest != digest or not domain.isPersistent()
         known.changed = changed
@@ -263,7 +225,7 @@ class LibvirtHypervisor:
             agent_connected=active and channel is not None and channel.get("state") == "connected",
             machine_type="" if kind is None else kind.get("machine", ""),
             fingerprint="" if changed else mark.fingerprint,
-            detail="; ".join(filter(None, (_emulation_detail(mark.machine), known.unconfined if active else ""))),
+            detail="; ".join(filter(None, (emulation_detail(mark.machine), known.unconfined if active else ""))),
         )
 
     async def _mark(self, uid: str) -> Mark:
@@ -271,11 +233,11 @@ class LibvirtHypervisor:
         known = self._known.get(uid)
         if known is not None:
             return known.mark
-        text = await self._connection.call("look up", uid, lambda c: _inactive_xml(_lookup(c, uid)))
+        text = await self._connection.call("look up", uid, lambda c: inactive_xml(lookup(c, uid)))
         mark = mark_from_xml(text)
         if mark is None:
             raise NotFound(f"look up of {uid}: the domain is not one of ours")
-        self._known[uid] = _Known(mark, definition_digest(text))
+        self._known[uid] = Known(mark, definition_digest(text))
         return mark
 
     # -- definition -----------------------------------------------------------------------------------------------
@@ -285,14 +247,14 @@ class LibvirtHypervisor:
             known = self._known.get(machine.uid)
             if known is not None and known.mark.fingerprint == fingerprint(machine) and await self._is_intact(known):
                 return
-            known = await self._connection.call("define", _subject(machine), lambda c: _define(c, machine))
+            known = await self._connection.call("define", subject_of(machine), lambda c: domains.define(c, machine))
             self._known[machine.uid] = known
 
-    async def _is_intact(self, known: _Known) -> bool:
+    async def _is_intact(self, known: Known) -> bool:
         """Whether libvirt still has the definition that we know: an event about its change may be under way."""
         uid = known.mark.uid
         try:
-            text = await self._connection.call("read", uid, lambda c: _inactive_xml(_lookup(c, uid)))
+            text = await self._connection.call("read", uid, lambda c: inactive_xml(lookup(c, uid)))
         except NotFound:
             return False
         return not known.changed and definition_digest(text) == known.digest
@@ -305,7 +267,7 @@ class LibvirtHypervisor:
                 return
             known = self._known.pop(uid, None)
             try:
-                await self._connection.call("undefine", mark.name or uid, lambda c: _undefine(c, uid))
+                await self._connection.call("undefine", mark.name or uid, lambda c: domains.undefine(c, uid))
             except NotFound:
                 pass
             except BaseException:
@@ -321,7 +283,7 @@ class LibvirtHypervisor:
         flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
 
         def start(connection: libvirt.virConnect) -> int:
-            domain = _lookup(connection, uid)
+            domain = lookup(connection, uid)
             if mark.machine is not None and mark.machine.firmware.nvram:
                 process.prepare_nvram(mark.machine, choose_template(mark.machine, read_descriptors()))
             try:
@@ -358,7 +320,7 @@ class LibvirtHypervisor:
         name, pid = f"{mark.namespace}_{mark.name}", known.pid if known else 0
 
         def stop(connection: libvirt.virConnect) -> None:
-            domain = _lookup(connection, uid)
+            domain = lookup(connection, uid)
             found = process.find_pid(uid, domain.name(), pid)
             if found and process.is_stopped(found):
                 process.kill(uid, domain.name(), found)
@@ -399,16 +361,18 @@ class LibvirtHypervisor:
         async with self._lock(machine.uid):
             before = mark.machine
             left, known = await self._connection.call(
-                "apply", _subject(machine), lambda c: apply_in_place(_lookup(c, machine.uid), before, machine)
+                "apply",
+                subject_of(machine),
+                lambda c: apply_in_place(lookup(c, machine.uid), before, machine),
             )
             if known is not None:
                 made, digest = known
-                self._known[machine.uid] = _Known(made, digest)
+                self._known[machine.uid] = Known(made, digest)
             return left
 
     async def _act(self, operation: str, uid: str, action: Any) -> None:
         mark = await self._mark(uid)
-        await self._connection.call(operation, f"{mark.namespace}/{mark.name}", lambda c: action(_lookup(c, uid)))
+        await self._connection.call(operation, f"{mark.namespace}/{mark.name}", lambda c: action(lookup(c, uid)))
 
     # -- looking inside -------------------------------------------------------------------------------------------
 
@@ -421,7 +385,7 @@ class LibvirtHypervisor:
         answer = await self._connection.call(
             f"guest agent command {command}",
             f"{mark.namespace}/{mark.name}",
-            lambda c: libvirt_qemu.qemuAgentCommand(_lookup(c, uid), text, AGENT_SECONDS, 0),
+            lambda c: libvirt_qemu.qemuAgentCommand(lookup(c, uid), text, AGENT_SECONDS, 0),
         )
         try:
             return json.loads(answer)["return"]
@@ -430,82 +394,14 @@ class LibvirtHypervisor:
 
     async def describe(self, uid: str) -> str:
         await self._mark(uid)
-        return await self._connection.call("describe", uid, lambda c: str(_lookup(c, uid).XMLDesc(0)))
+        return await self._connection.call("describe", uid, lambda c: str(lookup(c, uid).XMLDesc(0)))
 
     async def screenshot(self, uid: str) -> bytes:
         mark = await self._mark(uid)
         if mark.machine is not None and mark.machine.graphics is None:
             raise Unsupported(f"screenshot of {mark.namespace}/{mark.name}: the machine has no display", "graphics")
-        return await self._connection.call("screenshot", mark.name, lambda c: read_screen(c, _lookup(c, uid)))
+        return await self._connection.call("screenshot", mark.name, lambda c: read_screen(c, lookup(c, uid)))
 
     async def statistics(self, uid: str) -> dict[str, float]:
         mark = await self._mark(uid)
-        return await self._connection.call("statistics", mark.name, lambda c: read_statistics(c, _lookup(c, uid)))
-
-
-def _subject(machine: Machine) -> str:
-    return f"{machine.namespace}/{machine.name}"
-
-
-def _lookup(connection: libvirt.virConnect, uid: str) -> libvirt.virDomain:
-    return connection.lookupByUUIDString(uid)
-
-
-def _inactive_xml(domain: libvirt.virDomain) -> str:
-    return str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-
-
-def _emulation_detail(machine: Machine | None) -> str:
-    """What software emulation changed, for status; empty under KVM."""
-    if machine is None or not machine.software_emulation:
-        return ""
-    if machine.cpu.mode in ("host-model", "host-passthrough"):
-        return f"software emulation; CPU mode {machine.cpu.mode} runs as the best emulated CPU"
-    return "software emulation"
-
-
-def _define(connection: libvirt.virConnect, machine: Machine) -> _Known:
-    """In a pool thread: define, refusing what this libvirt cannot do, and foreign or running domains."""
-    refused = capability_documents.unsupported_field(machine, connection.getLibVersion())
-    if refused is not None:
-        raise Unsupported(f"define of {_subject(machine)}: {refused[0]}: {refused[1]}", refused[0])
-    try:
-        domain = _lookup(connection, machine.uid)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-            raise
-    else:
-        if mark_from_xml(_inactive_xml(domain)) is None:
-            raise Failed(f"define of {_subject(machine)}: a domain that is not ours has the uuid {machine.uid}")
-        if domain.isActive():
-            raise Busy(f"define of {_subject(machine)}: the machine is running")
-    domain = connection.defineXML(domain_xml(machine))
-    mark = Mark(machine.uid, machine.namespace, machine.name, fingerprint(machine), machine)
-    return _Known(mark, definition_digest(_inactive_xml(domain)))
-
-
-def _confine(domain: libvirt.virDomain, machine: Machine | None) -> int:
-    """In a pool thread, after a start by somebody else: what the definition cannot say. Returns QEMU's pid."""
-    pid = process.find_pid(domain.UUIDString(), domain.name())
-    if machine is not None:
-        process.confine(machine, pid)
-        _limit_memory(domain, machine)
-    return pid
-
-
-def _limit_memory(domain: libvirt.virDomain, machine: Machine) -> None:
-    if machine.isolation.memory_limit:
-        limit = {"hard_limit": machine.isolation.memory_limit // 1024}
-        domain.setMemoryParameters(limit, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-
-
-def _undefine(connection: libvirt.virConnect, uid: str) -> None:
-    domain = _lookup(connection, uid)
-    if domain.isActive():
-        raise Busy(f"undefine of {domain.name()}: the machine is running")
-    domain.undefineFlags(_UNDEFINE_FLAGS)
-
-
-def is_running(observed: Observed) -> bool:
-    """Whether a process stands behind the machine."""
-    return observed.state in (State.RUNNING, State.PAUSED, State.STOPPING)
+        return await self._connection.call("statistics", mark.name, lambda c: read_statistics(c, lookup(c, uid)))

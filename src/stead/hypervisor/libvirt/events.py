@@ -9,6 +9,8 @@ connection hands them on with `call_soon_threadsafe`. Source: libvirt-domain.h (
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import libvirt
 
@@ -100,3 +102,38 @@ def lifecycle_detail(event: int, detail: int) -> str:
     if event == libvirt.VIR_DOMAIN_EVENT_STOPPED and detail in _STOPPED:
         return f"{word}: {_STOPPED[detail].value}"
     return word
+
+
+def register_callbacks(
+    connection: libvirt.virConnect,
+    lifecycle: Callable[[str, int, int], None],
+    other: Callable[[str, str, str], None],
+) -> None:
+    """Have `lifecycle(uid, event, detail)`, `other(uid, kind, detail)` called for all domains, in the event thread."""
+
+    def on_lifecycle(_conn: Any, domain: libvirt.virDomain, event: int, detail: int, _opaque: Any) -> None:
+        lifecycle(domain.UUIDString(), event, detail)
+
+    def on_agent(_conn: Any, domain: libvirt.virDomain, state: int, _reason: int, _opaque: Any) -> None:
+        up = state == libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED
+        other(domain.UUIDString(), "agent", "connected" if up else "disconnected")
+
+    def on_io_error(_conn: Any, domain: libvirt.virDomain, *details: Any) -> None:
+        path, alias, action, reason = details[:4]
+        detail = f"{str(alias).removeprefix('ua-')}: {reason or 'I/O error'} on {path} (action {action})"
+        other(domain.UUIDString(), "io-error", detail)
+
+    def on_reboot(_conn: Any, domain: libvirt.virDomain, _opaque: Any) -> None:
+        other(domain.UUIDString(), "reboot", "")
+
+    def on_watchdog(_conn: Any, domain: libvirt.virDomain, action: int, _opaque: Any) -> None:
+        other(domain.UUIDString(), "watchdog", f"action {action}")
+
+    for event, callback in (
+        (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle),
+        (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, on_agent),
+        (libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, on_io_error),
+        (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, on_reboot),
+        (libvirt.VIR_DOMAIN_EVENT_ID_WATCHDOG, on_watchdog),
+    ):
+        connection.domainEventRegisterAny(None, event, callback, None)
