@@ -20,6 +20,7 @@ from stead.client.lease import LeaderElection, LeaseTerms
 from stead.client.queue import Backoff, QueueHooks
 from stead.controllers.addresses import Addresses
 from stead.controllers.bootstrap import bootstrap
+from stead.controllers.classes import Classes
 from stead.controllers.datasource import DataSources
 from stead.controllers.disk import Disks
 from stead.controllers.events import Recorder, expire_events
@@ -75,6 +76,7 @@ def all_controllers(world: World, options: ControllerOptions) -> list[Controller
         *Volumes(world).controllers(),
         DataSources(world).controller(),
         ImportCrons(world).controller(),
+        Classes(world).controller(),
         *Profiles(world, upload_url=options.upload_url, upload_ca=options.upload_ca).controllers(),
         Namespaces(world, (*kinds, EVENT), options.root_ca).controller(),
         Hosts(world, grace_seconds=options.node_grace_seconds).controller(),
