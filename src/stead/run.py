@@ -103,6 +103,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
         undo.callback(api.app.stop)
         options = ControllerOptions(
             pod_cidr=settings.pod_cidr,
+            pools=tuple(pool.name for pool in settings.all_pools),
             root_ca=files.ca.read_text(encoding="utf-8"),
             upload_url=settings.url,
             upload_ca=files.ca.read_text(encoding="utf-8"),

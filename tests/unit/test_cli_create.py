@@ -307,13 +307,24 @@ def test_cpus_take_the_topology_that_the_system_wants_unless_it_is_said() -> Non
 
 def test_an_existing_file_is_adopted_as_it_is() -> None:
     found = made(
-        "--import --disk /var/lib/libvirt/images/old.qcow2", exists=lambda _path: True, virtual_bytes=lambda _p: 3 << 30
+        "--import --disk /var/lib/libvirt/images/old.qcow2",
+        exists=lambda _path: True,
+        inspect=lambda _p: ("qcow2", 3 << 30),
     )
     template = found.machine["spec"]["dataVolumeTemplates"][0]
     assert template["metadata"]["annotations"] == {
         "stead.io/file": "old.qcow2", "stead.io/format": "qcow2", "stead.io/adopt": "true",
     }  # fmt: skip
-    assert template["spec"]["storage"]["resources"]["requests"]["storage"] == "3Gi"
+    assert template["spec"]["storage"]["resources"]["requests"]["storage"] == "3221225472"
+
+
+def test_the_format_of_an_existing_file_is_what_it_is() -> None:
+    text = "--import --disk /var/lib/libvirt/images/old.img"
+    seen: dict[str, Any] = {"exists": lambda _path: True, "inspect": lambda _path: ("qcow2", 1 << 30)}
+    found = made(text, **seen)
+    assert found.machine["spec"]["dataVolumeTemplates"][0]["metadata"]["annotations"]["stead.io/format"] == "qcow2"
+    assert "is qcow2, not raw" in refusal(f"{text},format=raw", **seen)
+    assert "stead image add" in refusal(text, exists=lambda _path: True, inspect=lambda _path: ("vmdk", 1))
 
 
 def test_urls_images_and_pools_become_sources() -> None:
@@ -333,14 +344,14 @@ def test_urls_images_and_pools_become_sources() -> None:
 
 def test_a_cdrom_is_shared_and_comes_after_the_empty_disk() -> None:
     text = "--disk size=5 --cdrom /var/lib/libvirt/images/Debian.iso"
-    found = made(text, exists=lambda _path: True, virtual_bytes=lambda _path: 700 << 20)
+    found = made(text, exists=lambda _path: True, inspect=lambda _path: ("raw", 700 << 20))
     disk, cdrom = devices_of(found)["disks"]
     assert (disk["bootOrder"], cdrom["bootOrder"]) == (1, 2)
     assert cdrom["cdrom"] == {"bus": "sata"}
     volume = found.shared[0]
     assert spec_of(found)["volumes"][1]["persistentVolumeClaim"]["claimName"] == volume["metadata"]["name"]
     assert volume["metadata"]["annotations"]["stead.io/adopt"] == "true"
-    assert volume["spec"]["storage"]["resources"]["requests"]["storage"] == "700Mi"
+    assert volume["spec"]["storage"]["resources"]["requests"]["storage"] == "734003200"
 
 
 def test_networks() -> None:

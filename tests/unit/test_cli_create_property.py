@@ -52,7 +52,7 @@ def lines(draw: st.DrawFn) -> Line:
 def facts(exists: bool | None, text: str) -> Facts:
     values: dict[str, Any] = {
         "pools": (Pool("pool", Path("/pool"), "pool"),), "kvm": exists, "exists": lambda _path: exists,
-        "virtual_bytes": lambda _path: 5 << 20, "read_text": lambda _name: text, "password": lambda: "p",
+        "inspect": lambda _path: ("raw", 5 << 20), "read_text": lambda _name: text, "password": lambda: "p",
         "tree": Tree("http://x", "k", "i", "fedora", text),
     }  # fmt: skip
     return Facts(**values)

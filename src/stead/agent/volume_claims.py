@@ -17,6 +17,8 @@ from stead.kube.quantity import parse
 Object = dict[str, Any]
 
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
+#: name of the disk in the pool's folder, and the format of a blank or existing one (raw when absent)
+FILE, FORMAT = "stead.io/file", "stead.io/format"
 SOURCE, TRANSFER, HANDLE = "stead.io/source", "stead.io/transfer", "stead.io/volume-handle"
 PROTECTION = "kubernetes.io/pvc-protection"
 _SUGGESTED = ("instancetype.kubevirt.io/", "cdi.kubevirt.io/")

@@ -31,16 +31,18 @@ from stead.images.sources import Access, Policy
 from stead.images.transfers import Source, fill
 from stead.kinds import register
 from stead.kube.errors import ApiError
-from stead.storage.pools import Pool, PoolError, VolumeSpec
+from stead.storage.pools import Pool, PoolError, Volume, VolumeSpec
 
 log = structlog.get_logger(__name__)
 
 Object = dict[str, Any]
 
 VOLUME_FINALIZER = "stead.io/volume"
+#: sizes of claims are rounded to so much
+_ROUNDING_BYTES = 1 << 20
 _REPORT_SECONDS = 2.0
 _WRITE_SECONDS = 30.0
-_FAMILY = {"http": "Import", "registry": "Import", "upload": "Upload", "pvc": "Clone", "blank": "Import"}
+_FAMILY = {"upload": "Upload", "pvc": "Clone"}
 
 
 class VolumeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,13 +170,23 @@ class Volumes:
             await self._fill(claim, pool, state)
             return
         wanted = claims.requested_bytes(claim)
-        if wanted > volume.size_bytes:
+        if wanted > volume.size_bytes and await self._may_grow(claim, volume, wanted):
             volume = await asyncio.to_thread(pool.resize, uid, wanted)
             self._hooks.resized(str(volume.path), volume.size_bytes)
         if state.phase != "Succeeded" or state.virtual_size != volume.size_bytes:
             await self._write(
                 claim, pool, Transfer("Succeeded", "100.0%", state.restarts, virtual_size=volume.size_bytes)
             )
+
+    async def _may_grow(self, claim: Object, volume: Volume, wanted: int) -> bool:
+        """Whether the disk is to become larger; an adopted file is left alone where its claim is only rounded."""
+        if volume.adopted and wanted - volume.size_bytes < _ROUNDING_BYTES:
+            return False
+        if volume.format != "raw":
+            text = f"a volume that is kept as {volume.format} cannot grow yet"
+            await self._event(claim, "Warning", "VolumeResizeFailed", text)
+            return False
+        return True
 
     async def _pool_for(self, claim: Object) -> Pool | None:
         """The pool that the claim's class names; None (with an event) when this host has none of that name."""
@@ -230,15 +242,18 @@ class Volumes:
             source = Source(kind="blank")
         else:
             await self._write(claim, pool, state)
-            source = await self._source(claim, pool)
+            source = Source(kind="existing") if kind == "existing" else await self._source(claim, pool)
         await self._carry_out(claim, pool, source, state)
 
     async def _carry_out(
         self, claim: Object, pool: Pool, source: Source, state: Transfer, body: AsyncIterator[bytes] | None = None
     ) -> None:
         metadata = claim["metadata"]
-        spec = VolumeSpec(uid=metadata["uid"], size_bytes=claims.requested_bytes(claim),
-                          namespace=metadata["namespace"], name=metadata["name"])  # fmt: skip
+        named = claims.annotations_of(claim)
+        spec = VolumeSpec(
+            uid=metadata["uid"], size_bytes=claims.requested_bytes(claim), namespace=metadata["namespace"],
+            name=metadata["name"], file=named.get(claims.FILE, ""), format=named.get(claims.FORMAT) or "raw",
+        )  # fmt: skip
         progress = _Progress()
         writer = asyncio.create_task(self._write_progress(claim, pool, state, progress))
         try:
@@ -249,7 +264,7 @@ class Volumes:
         done = Transfer("Succeeded", "100.0%", state.restarts, virtual_size=filled.volume.size_bytes)
         await self._write(claim, pool, done, claims.suggested_labels(filled.labels), filled.digest)
         if source.kind != "blank":
-            family = _FAMILY[source.kind]
+            family = _FAMILY.get(source.kind, "Import")
             await self._event(claim, "Normal", f"{family}Succeeded", f"{family} Successful")
 
     async def _write_progress(self, claim: Object, pool: Pool, state: Transfer, progress: _Progress) -> None:

@@ -155,7 +155,7 @@ async def _facts(line: Line, settings: Settings, namespace: str, session: Sessio
         pools=pools,
         kvm=await _have_kvm(session) if session else None,
         exists=_exists,
-        virtual_bytes=_virtual_bytes,
+        inspect=_inspect,
         read_text=_read_text,
         bridge_hint=lambda name: "" if bridges.bridge_exists(name) else bridges.how_to_make(name),
         password=_new_password,
@@ -193,14 +193,16 @@ def _exists(path: Path) -> bool | None:
     return True
 
 
-def _virtual_bytes(path: Path) -> int:
-    """The virtual size of an image, after the checks that the agent repeats; 0 if it cannot be read. Raises Refusal."""
+def _inspect(path: Path) -> tuple[str, int]:
+    """(format, virtual size) of an image after the checks that the agent repeats; ("", 0) if unreadable."""
     try:
+        if not path.is_file():
+            raise Refusal(f"{path} is not a plain file")
         with path.open("rb") as file:
             found = safety.examine(file.read(_HEAD))
-        return found.virtual_bytes if found.virtual_bytes >= 0 else path.stat().st_size
+        return found.format, found.virtual_bytes if found.virtual_bytes >= 0 else path.stat().st_size
     except OSError:
-        return 0
+        return "", 0
     except safety.UnsafeImage as error:
         raise Refusal(f"{path}: {error}") from None
 

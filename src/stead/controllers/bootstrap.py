@@ -42,13 +42,20 @@ PARALLEL = 16
 KUBEVIRT_VERSION, CDI_VERSION = "v1.8.4", "v1.63.1"
 
 
-async def bootstrap(client: Client, now: Any, *, roles: Sequence[Object] = ()) -> None:
-    """Create what is missing, refresh what is shipped. `now`: a function giving the time; `roles`: RBAC objects."""
+async def bootstrap(
+    client: Client, now: Any, *, roles: Sequence[Object] = (), pools: Sequence[str] = ("default",)
+) -> None:
+    """Create what is missing, refresh what is shipped.
+
+    `now`: a function giving the time; `roles`: RBAC objects; `pools`: each has a StorageClass of its name, and
+    `default` the class `local`.
+    """
     for name in NAMESPACES:
         await create_if_absent(client, NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     await _kubevirt(client, text_from_time(now()))
     await _cdi(client, text_from_time(now()))
-    await _storage_class(client)
+    for pool in pools:
+        await _storage_class(client, pool)
     slots = asyncio.Semaphore(PARALLEL)  # the store commits concurrent writes together
 
     async def ship(shipped: Object) -> None:
@@ -144,16 +151,16 @@ async def _cdi(client: Client, now: str) -> None:
     await create_if_absent(client, CDI_CONFIG, config)
 
 
-async def _storage_class(client: Client) -> None:
+async def _storage_class(client: Client, pool: str) -> None:
+    metadata: Object = {"name": pool}
+    if pool == "default":
+        metadata = {"name": "local", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}
     made = {
         "apiVersion": STORAGE_CLASS.api_version,
         "kind": STORAGE_CLASS.kind,
-        "metadata": {
-            "name": "local",
-            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
-        },
+        "metadata": metadata,
         "provisioner": PROVISIONER,
-        "parameters": {"pool": "default"},
+        "parameters": {"pool": pool},
         "reclaimPolicy": "Delete",
         "volumeBindingMode": "Immediate",
         "allowVolumeExpansion": True,

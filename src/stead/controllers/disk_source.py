@@ -18,6 +18,8 @@ from stead.kube.quantity import parse, quantity_from_bytes
 
 Object = dict[str, Any]
 
+#: on a blank DataVolume that names a file (`stead.io/file`): take the file that is there, as it is
+ADOPT = "stead.io/adopt"
 PVC_PROTECTION = "kubernetes.io/pvc-protection"
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 DEFAULT_VIRT_CLASS = "storageclass.kubevirt.io/is-default-virt-class"
@@ -88,6 +90,8 @@ def resolve(data_volume: Object, look: Lookups) -> Resolved:
         if kind == "registry" and source.get("imageStream"):
             raise Wait("Unsupported", "source.registry.imageStream: image streams are not supported")
         return Resolved({"kind": kind, **kept})
+    if kind == "blank" and annotations_of(data_volume).get(ADOPT) == "true":
+        return Resolved({"kind": "existing"})
     if kind in ("blank", "upload"):
         return Resolved({"kind": kind})
     if kind == "pvc":

@@ -17,8 +17,10 @@ from pathlib import Path
 import msgspec
 
 from stead.images.child import Program, TransferFailed, run_program, run_worker
+from stead.images.safety import HEAD_BYTES
 from stead.images.sources import Access
 from stead.images.worker import Job, Report
+from stead.storage.overlays import create_empty
 from stead.storage.pools import Pool, PoolError, Volume, VolumeSpec
 
 #: what is told while a transfer runs: percent done, or None while that is not known
@@ -26,7 +28,10 @@ OnPercent = Callable[[float | None], None]
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a volume's content comes from, with all references resolved. `kind`: http, registry, upload, pvc, blank."""
+    """Where a volume's content comes from, with all references resolved.
+
+    `kind`: http, registry, upload, pvc, blank, existing (the file that the volume's spec names, as it is).
+    """
 
     kind: str
     url: str = ""
@@ -60,8 +65,13 @@ async def fill(
     tell = on_percent or (lambda _percent: None)
     try:
         if source.kind == "blank":
-            volume = await asyncio.to_thread(pool.create, spec)
+            volume = await _blank(pool, spec)
             return Filled(volume=volume, virtual_bytes=volume.size_bytes)
+        if source.kind == "existing":
+            volume = await _adopt(pool, spec)
+            return Filled(volume=volume, virtual_bytes=volume.size_bytes)
+        if spec.format != "raw":
+            raise PoolError("Invalid", f"a volume filled from {source.kind} is kept as raw, not {spec.format}")
         if source.kind == "pvc":
             volume = await _clone(pool, spec, source.source_uid, tell)
             return Filled(volume=volume, virtual_bytes=volume.size_bytes)
@@ -70,6 +80,52 @@ async def fill(
         raise TransferFailed(
             error.reason, f"Unable to process data: {error}", fatal=error.reason == "Invalid"
         ) from error
+
+
+async def _blank(pool: Pool, spec: VolumeSpec) -> Volume:
+    """An empty volume, raw or qcow2."""
+    if spec.format == "raw":
+        return await asyncio.to_thread(pool.create, spec)
+    if spec.format != "qcow2":
+        raise PoolError("Invalid", f"a volume is kept as raw or qcow2, not {spec.format[:20]!r}")
+    path = await asyncio.to_thread(pool.begin, spec)
+    try:
+        await create_empty(path, spec.size_bytes, spec.format)
+        return await asyncio.to_thread(pool.publish, spec.uid)
+    except BaseException:
+        await asyncio.to_thread(pool.discard, spec.uid)
+        raise
+
+
+async def _adopt(pool: Pool, spec: VolumeSpec) -> Volume:
+    """A file that is there becomes the volume. Its head is read here and judged in the child, like any image's."""
+    path = await asyncio.to_thread(pool.check_adoptable, spec.file)
+    head, length = await asyncio.to_thread(_head, path)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield head
+
+    declared = "" if spec.format == "raw" else spec.format
+    # a raw disk's own length is its size; a qcow2 says in its head what it claims to be
+    job = Job(kind="upload", mode="examine", limit_bytes=spec.size_bytes, format=declared)
+    report = await run_worker(job, None, body())
+    if report.format != spec.format:
+        raise PoolError("Invalid", f"file {spec.file} is {report.format}, not {spec.format} as declared")
+    virtual = length if spec.format == "raw" else report.virtual_bytes
+    if virtual > spec.size_bytes:
+        raise PoolError(
+            "TooSmall", f"file {spec.file} has {virtual} bytes, more than the {spec.size_bytes} of its claim"
+        )
+    return await asyncio.to_thread(pool.adopt, spec, 0 if spec.format == "raw" else virtual)
+
+
+def _head(path: Path) -> tuple[bytes, int]:
+    """The first bytes of a file and its length; no link is followed."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return os.pread(fd, HEAD_BYTES, 0), os.fstat(fd).st_size
+    finally:
+        os.close(fd)
 
 
 async def _clone(pool: Pool, spec: VolumeSpec, source_uid: str, tell: OnPercent) -> Volume:

@@ -42,7 +42,7 @@ _ZEROS = bytes(_HOLE)
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What to do. `kind` http | registry | upload | resolve; `mode` disk = guest data to a raw target, store = the
     image itself (checked raw or qcow2) to the target, plain = any file as it is (kernel, initrd), scratch = the image
-    itself to the spill for qemu-img to convert.
+    itself to the spill for qemu-img to convert, examine = only judge the head that is sent.
     """
 
     kind: str
@@ -187,6 +187,8 @@ def _run(job: Job, upload: bytes) -> Report:
     else:
         stream = _Upload(upload, job.total)
     meter = _Meter(stream)
+    if job.mode == "examine":
+        return _examine(job, b"".join(meter.pieces()))
     if job.mode == "plain":
         length = _whole(job.target, b"", meter.pieces(), min(job.limit_bytes, _PLAIN_LIMIT))
         report = Report(done=True, format="plain", file_bytes=length)
@@ -197,6 +199,17 @@ def _run(job: Job, upload: bytes) -> Report:
 
 def _labels(resolved: oci.Resolved) -> dict[str, str]:
     return {**resolved.labels, **oci.labels_from_environment(resolved.environment)}
+
+
+def _examine(job: Job, head: bytes) -> Report:
+    """What an image is by its head, if it may be used as it is: raw or qcow2."""
+    if not head:
+        raise UnsafeImage("EmptyImage", "Unable to process data: the image is empty")
+    image = examine(head[:HEAD_BYTES], job.limit_bytes)
+    if image.format not in ("raw", "qcow2") or (job.format and job.format != image.format):
+        wanted = job.format or "raw or qcow2"
+        raise UnsafeImage("FormatMismatch", f"Unable to process data: the image is {image.format}, not {wanted}")
+    return Report(done=True, format=image.format, virtual_bytes=max(image.virtual_bytes, 0))
 
 
 def _receive(job: Job, pieces: Iterator[bytes]) -> Report:

@@ -4,7 +4,9 @@ Called by the agent (volume workers, machines) and the image commands; all funct
 volume is made under a name of its own (`.part-<uid>`) and renamed when complete and synced: whatever is found under
 its uid is whole. One pool has one writing host; `.lock` keeps a second agent process out of the middle of an
 operation. No symbolic link is followed below the pool. `pool.json` holds the pool's uid, which PV handles carry
-(`pool-uid/volume-uid`). Source of the cloning ioctl: ioctl_ficlonerange(2); holes: lseek(2).
+(`pool-uid/volume-uid`). A disk may instead have a name of its own in the pool's folder (`VolumeSpec.file`, for
+people who come from virt-install); then `<volume-uid>` holds its record only. Such a file is never overwritten, and one
+that was there before is adopted as it is and outlives its volume.
 """
 
 from __future__ import annotations
@@ -23,11 +25,14 @@ from pathlib import Path
 
 import msgspec
 
-_FICLONE = 0x40049409
-_COPY_BYTES = 64 << 20
+from stead.storage.copying import copy_disk
+
 _FORMAT = 1
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 DISK = "disk.img"
+#: names that people give to disks in a pool's folder; no dot in front, so none of ours
+_FILE = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.,@=-]{0,199}")
+_OWN_FILES = ("pool.json",)
 
 
 class PoolError(Exception):
@@ -39,12 +44,17 @@ class PoolError(Exception):
 
 
 class VolumeSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What to make: uid (the claim's), size in bytes, and whose it is (for people who look into the folder)."""
+    """What to make: uid (the claim's), size in bytes, and whose it is (for people who look into the folder).
+
+    `file` is the name that the disk has in the pool's own folder instead of `<uid>/disk.img`; `format` of a blank one.
+    """
 
     uid: str
     size_bytes: int
     namespace: str = ""
     name: str = ""
+    file: str = ""
+    format: str = "raw"
 
 
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +67,8 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     allocated_bytes: int
     namespace: str = ""
     name: str = ""
+    #: the file was there before and stays when the volume goes
+    adopted: bool = False
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -75,6 +87,11 @@ class _Record(msgspec.Struct, kw_only=True):
     namespace: str = ""
     name: str = ""
     created: str = ""
+    #: name in the pool's folder, "" for `<uid>/disk.img`
+    file: str = ""
+    adopted: bool = False
+    #: what the guest sees of a qcow2; a raw disk's length says it itself
+    virtual_bytes: int = 0
 
 
 class _Identity(msgspec.Struct):
@@ -116,7 +133,11 @@ class Pool:
         folder = self._folder(volume_uid)
         try:
             record = msgspec.json.decode((folder / "volume.json").read_bytes(), type=_Record)
-            info = (folder / DISK).lstat()
+            path = folder / DISK
+            if record.file:
+                self._settle(folder, record)
+                path = self.path / record.file
+            info = path.lstat()
         except FileNotFoundError:
             raise PoolError("NotFound", f"volume {volume_uid} is not in pool {self.name}") from None
         except msgspec.DecodeError as error:
@@ -125,8 +146,10 @@ class Pool:
             ) from error
         if not stat.S_ISREG(info.st_mode):
             raise PoolError("Invalid", f"the disk of volume {volume_uid} in pool {self.name} is not a regular file")
-        return Volume(uid=volume_uid, path=folder / DISK, format=record.format, size_bytes=info.st_size,
-                      allocated_bytes=info.st_blocks * 512, namespace=record.namespace, name=record.name)  # fmt: skip
+        size = info.st_size if record.format == "raw" else record.virtual_bytes
+        return Volume(uid=volume_uid, path=path, format=record.format, size_bytes=size,
+                      allocated_bytes=info.st_blocks * 512, namespace=record.namespace, name=record.name,
+                      adopted=record.adopted)  # fmt: skip
 
     def volumes(self) -> list[Volume]:
         """All complete volumes, by uid."""
@@ -162,9 +185,9 @@ class Pool:
         if spec.size_bytes <= 0:
             raise PoolError("Invalid", f"volume {spec.uid} must be larger than {spec.size_bytes} bytes")
         partial = self._partial(spec.uid)
-        record = _Record(uid=spec.uid, namespace=spec.namespace, name=spec.name,
-                         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))  # fmt: skip
+        record = _record_of(spec)
         with self._locked(), _clear_errors(f"volume {spec.uid} cannot be made in pool {self.name}"):
+            self._check_free(spec.file)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(mode=0o700)
             _write_file(partial / "volume.json", msgspec.json.encode(record))
@@ -189,12 +212,88 @@ class Pool:
                 raise PoolError("Exists", f"volume {volume_uid} is already in pool {self.name}")
             if filled >= 0 and os.fstat(filled).st_ino != (partial / DISK).lstat().st_ino:
                 raise PoolError("Failed", f"volume {volume_uid} in pool {self.name} was begun again meanwhile")
+            record = msgspec.json.decode((partial / "volume.json").read_bytes(), type=_Record)
+            self._check_free(record.file)
             _sync(partial / DISK)
             partial.chmod(0o711)
             _sync(partial)
             partial.rename(folder)
             _sync(self.path)
         return self.get(volume_uid)
+
+    # disks that have a name in the pool's folder -----------------------------------------------------------------
+
+    def adopt(self, spec: VolumeSpec, virtual_bytes: int) -> Volume:
+        """Make a volume of the existing file `spec.file`, as it is; its head was examined as `spec.format`.
+
+        PoolError: NotFound, Exists (another claim has it), Invalid (a link, a directory, several names). The file stays
+        when the volume is deleted.
+        """
+        with contextlib.suppress(PoolError):
+            return self.get(spec.uid)
+        self.check_adoptable(spec.file)
+        record = _record_of(spec, adopted=True, virtual_bytes=virtual_bytes)
+        partial, folder = self._partial(spec.uid), self._folder(spec.uid)
+        with self._locked(), _clear_errors(f"file {spec.file} cannot be adopted in pool {self.name}"):
+            self._check_unclaimed(spec.file)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(mode=0o711)
+            _write_file(partial / "volume.json", msgspec.json.encode(record))
+            partial.rename(folder)
+            _sync(self.path)
+        return self.get(spec.uid)
+
+    def check_adoptable(self, file: str) -> Path:
+        """The path of an existing file that may become a volume. PoolError NotFound or Invalid."""
+        path = self._named(file)
+        try:
+            info = path.lstat()
+        except OSError:
+            raise PoolError("NotFound", f"there is no file {file} in pool {self.name}") from None
+        if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
+            raise PoolError("Invalid", f"{file} in pool {self.name} is not a plain file of one name")
+        return path
+
+    def _named(self, file: str) -> Path:
+        if not _FILE.fullmatch(file) or file in _OWN_FILES:
+            raise PoolError("Invalid", f"{file[:80]!r} cannot be the name of a disk in pool {self.name}")
+        return self.path / file
+
+    def _check_free(self, file: str) -> None:
+        """An existing file is never overwritten. Call it locked."""
+        if file and os.path.lexists(self._named(file)):
+            raise PoolError("Exists", f"file {file} exists already in pool {self.name} and is not overwritten")
+
+    def _check_unclaimed(self, file: str) -> None:
+        for entry in os.scandir(self.path):
+            if not entry.is_dir(follow_symlinks=False):
+                continue
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                record = msgspec.json.decode(Path(entry.path, "volume.json").read_bytes(), type=_Record)
+                if record.file == file:
+                    raise PoolError(
+                        "Exists",
+                        f"file {file} in pool {self.name} is the volume of claim {record.namespace}/{record.name}",
+                    )
+
+    def _settle(self, folder: Path, record: _Record) -> None:
+        """Give a published disk its name in the pool's folder; after a crash in the middle, do the rest."""
+        made = folder / DISK
+        if record.adopted or not made.exists():
+            return
+        with self._locked(), _clear_errors(f"volume {record.uid} cannot be named {record.file} in pool {self.name}"):
+            path = self._named(record.file)
+            try:
+                os.link(made, path, follow_symlinks=False)
+            except FileExistsError:
+                if not made.exists():
+                    return  # another thread was faster
+                if path.lstat().st_ino != made.lstat().st_ino:
+                    raise
+            except FileNotFoundError:
+                return
+            _sync(self.path)
+            made.unlink(missing_ok=True)
 
     def discard(self, volume_uid: str) -> None:
         """Remove what was begun and not published; nothing there is fine."""
@@ -210,6 +309,10 @@ class Pool:
         folder, doomed = self._folder(volume_uid), self.path / f".gone-{volume_uid}"
         with self._locked(), _clear_errors(f"volume {volume_uid} cannot be removed from pool {self.name}"):
             shutil.rmtree(doomed, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+                record = msgspec.json.decode((folder / "volume.json").read_bytes(), type=_Record)
+                if record.file and not record.adopted and not (folder / DISK).exists():
+                    self._named(record.file).unlink(missing_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(doomed)  # first out of sight, so that a crash leaves no half volume
                 _sync(self.path)
@@ -222,6 +325,8 @@ class Pool:
         The source must not be written meanwhile. `on_share` is called with 0.0..1.0 and may raise to give up.
         """
         source = self.get(source_uid)
+        if source.format != "raw":
+            raise PoolError("Invalid", f"volume {source_uid} is kept as {source.format} and cannot be cloned yet")
         if spec.size_bytes < source.size_bytes:
             raise PoolError(
                 "TooSmall",
@@ -241,6 +346,8 @@ class Pool:
     def resize(self, volume_uid: str, size_bytes: int) -> Volume:
         """Make a volume larger (a smaller size is refused); the machine that uses it is told by the caller."""
         volume = self.get(volume_uid)
+        if volume.format != "raw":
+            raise PoolError("Invalid", f"volume {volume_uid} is kept as {volume.format} and cannot grow yet")
         if size_bytes < volume.size_bytes:
             raise PoolError(
                 "TooSmall", f"volume {volume_uid} cannot shrink from {volume.size_bytes} to {size_bytes} bytes"
@@ -269,43 +376,12 @@ class Pool:
             yield
 
 
-def copy_disk(source: Path, target: Path, on_share: Callable[[float], None] | None = None) -> None:
-    """Copy a file onto an existing one: shared blocks if the filesystem can, else data only, holes kept."""
-    tell = on_share or (lambda _share: None)
-    with contextlib.ExitStack() as stack:
-        read = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
-        stack.callback(os.close, read)
-        write = os.open(target, os.O_RDWR | os.O_NOFOLLOW)
-        stack.callback(os.close, write)
-        size = os.fstat(read).st_size
-        try:
-            fcntl.ioctl(write, _FICLONE, read)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS):
-                raise
-            os.ftruncate(write, 0)
-            os.ftruncate(write, size)
-            _copy_data(read, write, size, tell)
-        os.fsync(write)
-        tell(1.0)
-
-
-def _copy_data(read: int, write: int, size: int, tell: Callable[[float], None]) -> None:
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(read, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return  # only a hole is left
-            raise
-        position = os.lseek(read, start, os.SEEK_HOLE)
-        while start < position:
-            copied = os.copy_file_range(read, write, min(_COPY_BYTES, position - start), start, start)
-            if not copied:
-                return
-            start += copied
-            tell(start / size)
+def _record_of(spec: VolumeSpec, *, adopted: bool = False, virtual_bytes: int = 0) -> _Record:
+    return _Record(
+        uid=spec.uid, namespace=spec.namespace, name=spec.name, file=spec.file, format=spec.format, adopted=adopted,
+        virtual_bytes=virtual_bytes or (spec.size_bytes if spec.format != "raw" else 0),
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

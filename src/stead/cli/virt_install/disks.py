@@ -23,6 +23,8 @@ FORMAT = "stead.io/format"
 ADOPT = "stead.io/adopt"
 #: sizes where nobody says one: the volume is sparse
 _URL_DISK, _URL_ISO = "20Gi", "10Gi"
+#: least size of a volume, bytes
+_LEAST = 1 << 20
 _FILE = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.,@=-]{0,199}")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _BUSES = ("virtio", "sata", "scsi", "usb")
@@ -103,8 +105,10 @@ def _add_disk(disk: Given, plan: Plan) -> None:
         template = _template(template_name, {"source": {"blank": {}}}, size, _class(disk, plan))
     else:
         raise Refusal(f"{disk.flag} says neither path= nor size=: how large is the disk to be?")
-    if form == "qcow2" and not path:
+    if form == "qcow2" and "blank" in template["spec"].get("source", {}):
         template["metadata"]["annotations"] = {FORMAT: form}
+    elif form == "qcow2":
+        plan.warn(f"{disk.flag} format=qcow2: what comes from a URL or an image is kept as raw")
     plan.templates.append(template)
     target: Object = {}
     if choice(disk, "bus", (*_BUSES, "ide")) == "ide":
@@ -198,24 +202,28 @@ def _parts(flag: str, url: str) -> SplitResult:
 def _file_template(name: str, disk: Given, path: str, size: str, plan: Plan) -> Object:
     pool, file = locate(disk.flag, path, plan)
     found = plan.facts.exists(pool.path / file)
-    annotations = {FILE: file, FORMAT: disk.get("format") or _format_of(file)}
-    if found or (found is None and not size):
-        annotations[ADOPT] = "true"
-        size = size if not found else _size_of_file(disk, pool.path / file, size, plan)
-        if not size:
-            raise Refusal(f"{disk.flag} path={path[:120]}: the file cannot be seen from here; add size=")
-    elif not size:
-        raise Refusal(f"{disk.flag} path={path[:120]}: there is no such file; add size= to make it")
+    form = disk.get("format")
+    adopts = found or (found is None and not size)
+    if found:
+        actual, there = _inspected(disk, pool.path / file, plan)
+        form, size = actual or form, there or size
+    if not size:
+        why = "there is no such file; add size= to make it" if found is False else "it is not seen from here; add size="
+        raise Refusal(f"{disk.flag} path={path[:120]}: {why}")
     template = _template(name, {"source": {"blank": {}}}, size, pool.storage_class)
-    template["metadata"]["annotations"] = annotations
+    annotations = {FILE: file, FORMAT: form or _format_of(file)}
+    template["metadata"]["annotations"] = {**annotations, ADOPT: "true"} if adopts else annotations
     return template
 
 
-def _size_of_file(disk: Given, file: Path, size: str, plan: Plan) -> str:
-    actual = plan.facts.virtual_bytes(file)
-    if actual:
-        return amount(f"{disk.flag} size", f"{-(-actual // 2**20)}Mi", unit="")
-    return size
+def _inspected(disk: Given, file: Path, plan: Plan) -> tuple[str, str]:
+    """(format, size) of an existing image: the exact size, so that nothing is to grow. Raises Refusal."""
+    actual, count = plan.facts.inspect(file)
+    if actual and actual not in ("raw", "qcow2"):
+        raise Refusal(f"{disk.flag} {file}: the image is {actual}; `stead image add NAME --from {file}` converts it")
+    if actual and disk.get("format") and disk.get("format") != actual:
+        raise Refusal(f"{disk.flag} {file}: the image is {actual}, not {disk.get('format')}")
+    return actual, str(max(count, _LEAST)) if count else ""
 
 
 def _format_of(file: str) -> str:
@@ -254,7 +262,7 @@ def _add_cdrom(path: str, disk: Given, plan: Plan) -> None:
         found = plan.facts.exists(pool.path / file)
         if found is False:
             raise Refusal(f"{disk.flag} {path[:120]}: there is no such file")
-        size = _size_of_file(disk, pool.path / file, "", plan) if found else ""
+        size = _inspected(disk, pool.path / file, plan)[1] if found else ""
         if disk.get("size") and not size:
             size = amount(f"{disk.flag} size", disk.get("size"), unit="Gi")
         if not size:

@@ -52,8 +52,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     kvm: bool | None = None
     #: whether a host file exists; None = it cannot be seen from here
     exists: Callable[[Path], bool | None] = lambda _path: None
-    #: virtual size of an existing disk image, bytes; 0 = cannot be told from here
-    virtual_bytes: Callable[[Path], int] = lambda _path: 0
+    #: (format, virtual size in bytes) of an existing disk image; ("", 0) = cannot be told from here
+    inspect: Callable[[Path], tuple[str, int]] = lambda _path: ("", 0)
     #: text of a file of the person's own. Raises Refusal.
     read_text: Callable[[str], str] = _no_file
     #: the sentence that says how to make a bridge, "" when this host has it
