@@ -85,6 +85,10 @@ start_libvirt() {
     return
   fi
   mkdir -p /run/libvirt
+  # Without udev nobody gives /dev/kvm its group; libvirt then sees it and cannot use it, and probes QEMU at each call.
+  if [ -c /dev/kvm ] && [ "$(stat -c %G /dev/kvm)" = root ] && getent group kvm >/dev/null; then
+    chgrp kvm /dev/kvm && chmod 0660 /dev/kvm
+  fi
   if ! virsh -c qemu:///system version >/dev/null 2>&1; then
     # Each refuses to start twice by the lock on its pid file.
     virtlogd -d -p /run/libvirt/virtlogd.pid 2>/dev/null || true

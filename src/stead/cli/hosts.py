@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import click
+import msgspec
 
 from stead import installation, supervise
 from stead.cli import output
@@ -23,6 +24,9 @@ from stead.client.kubeconfig import load
 from stead.config import ConfigError, Settings
 from stead.kinds import register
 from stead.kube.errors import ApiError
+
+#: what the agent says of its hypervisor, as JSON on its Node
+CAPABILITIES = "stead.io/capabilities"
 
 
 def _options() -> Options:
@@ -102,6 +106,7 @@ async def _state(settings: Settings) -> dict[str, Any]:
         "ready": False,
         "hosts": [],
         "machines": {},
+        "emulation": "",
         "message": "",
     }
     path = installation.Files.of(settings).admin_kubeconfig
@@ -116,6 +121,9 @@ async def _state(settings: Settings) -> dict[str, Any]:
             machines = (await client.list(register.VIRTUAL_MACHINE)).items
         for node in nodes:
             ready: dict[str, Any] = next((c for c in node["status"].get("conditions", []) if c["type"] == "Ready"), {})
+            capabilities = msgspec.json.decode(node["metadata"].get("annotations", {}).get(CAPABILITIES, "{}"))
+            if node["metadata"]["name"] == settings.host and capabilities.get("software_emulation"):
+                state["emulation"] = capabilities.get("software_emulation_reason") or "no KVM"
             state["hosts"].append({"name": node["metadata"]["name"], "ready": ready.get("status") == "True",
                                    "message": ready.get("message", "")})  # fmt: skip
         for machine in machines:
@@ -157,6 +165,8 @@ def status(seconds: int, form: str) -> None:
         click.echo(f"Hosts:     {hosts or '-'}")
         counts = ", ".join(f"{count} {name}" for name, count in sorted(state["machines"].items()))
         click.echo(f"Machines:  {counts or 'none'}")
+        if state["emulation"]:
+            click.echo(f"Note:      machines run under software emulation, slowly: {state['emulation']}")
         if state["message"]:
             click.echo(f"           {state['message']}")
     if not state["ready"]:

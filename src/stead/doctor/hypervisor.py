@@ -36,6 +36,11 @@ def kvm_device(settings: Settings) -> Finding:
         return Finding("kvm-device", title, "warn", "/dev/kvm is absent", "modprobe kvm-intel (or kvm-amd)")
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Finding("kvm-device", title, "warn", "no permission for /dev/kvm", "adduser $USER kvm, or run as root")
+    if Path("/dev/kvm").group() != "kvm":
+        return Finding(
+            "kvm-device", title, "warn", "/dev/kvm does not belong to the group kvm: libvirt probes QEMU at each call",
+            "chgrp kvm /dev/kvm && chmod 0660 /dev/kvm",
+        )  # fmt: skip
     return Finding("kvm-device", title, "pass", "/dev/kvm can be opened")
 
 
