@@ -110,6 +110,9 @@ class StandInHypervisor:
     async def apply(self, machine: Machine) -> list[str]:
         return []
 
+    async def resize_disk(self, uid: str, name: str, size_bytes: int) -> None:
+        self._check(f"resize {name} {size_bytes}", uid)
+
     async def undefine(self, uid: str) -> None:
         self._check("undefine", uid)
         self.machines.pop(uid, None)
@@ -220,6 +223,9 @@ class StandInMaterials:
         self, image: str, pull_policy: str, access: RegistryAccess, paths: tuple[str, ...]
     ) -> tuple[str, ...]:
         return tuple(str(self.root / path.lstrip("/")) for path in paths)
+
+    async def fetch(self, url: str, target: Path) -> None:
+        target.write_bytes(url.encode())
 
     async def overlay(self, base: File, target: Path, owner: tuple[int, int]) -> None:
         target.write_bytes(b"overlay")

@@ -35,7 +35,7 @@ async def prepare(shop: Workshop, vmi: Object) -> Prepared:
     owner = Owner(number, number, directory)
     volumes = await shop.disks.prepare(vmi, owner)
     _take_disks(shop, vmi, volumes)
-    kernel = await shop.disks.prepare_kernel(vmi)
+    kernel = await shop.disks.prepare_kernel(vmi, owner)
     tables = await shop.disks.prepare_acpi_tables(vmi, owner)
     ports = await shop.nets.prepare(vmi, number)
     return Prepared(

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from stead.agent import guestdata, paths
+from stead.agent import guestdata, kernels, paths
 from stead.agent import vmi as reading
 from stead.agent.lookups import Lookups
 from stead.agent.materials import File, Materials
@@ -92,12 +92,14 @@ class Disks:
             prepared.append(await maker(_Job(vmi, str(entry["name"]), source, kind, field, owner)))
         return tuple(prepared)
 
-    async def prepare_kernel(self, vmi: Object) -> PreparedKernel:
-        """Kernel and initrd of `firmware.kernelBoot.container`, or of paths below an allowed folder."""
+    async def prepare_kernel(self, vmi: Object, owner: Owner) -> PreparedKernel:
+        """Kernel and initrd of `firmware.kernelBoot.container`: from an image, a web server or a pool's folder."""
         boot = (reading.domain(vmi).get("firmware") or {}).get("kernelBoot") or {}
         container = boot.get("container")
         if not container:
             return PreparedKernel()
+        if kernels.is_direct(str(container.get("image") or "")):
+            return await kernels.prepare(container, owner.directory, owner.ids, self._materials)
         wanted = [str(container[k]) for k in ("kernelPath", "initrdPath") if container.get(k)]
         access = await self._lookups.registry_access(
             reading.namespace(vmi), str(container.get("imagePullSecret") or "")

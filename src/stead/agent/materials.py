@@ -57,6 +57,13 @@ class Materials(Protocol):
         """Plain files of a container image (kernel, initrd) as paths on this host, in the order asked."""
         ...
 
+    async def fetch(self, url: str, target: Path) -> None:
+        """One plain file to `target`: from a server (http, https), or a copy of one directly in a pool (file).
+
+        Raises LookupError or OSError with a sentence for people.
+        """
+        ...
+
     async def overlay(self, base: File, target: Path, owner: tuple[int, int]) -> None:
         """Make a qcow2 at `target` whose explicit base is `base`."""
         ...

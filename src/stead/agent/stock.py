@@ -16,6 +16,7 @@ from stead.agent.materials import File, RegistryAccess
 from stead.images.child import TransferFailed
 from stead.images.containerdisks import ContainerDisk, ContainerDisks, Wanted
 from stead.images.iso import IsoError, write_iso
+from stead.images.plainfile import MAX_BYTES, fetch_plain
 from stead.images.sources import Access, Policy
 from stead.storage.overlays import Overlay, create_empty, create_overlay
 from stead.storage.pools import Pool, PoolError
@@ -64,6 +65,19 @@ class Stock:
             wanted = self._wanted(image, pull_policy, access, path, plain=True)
             found.append(str((await self._obtain(wanted)).path))
         return tuple(found)
+
+    async def fetch(self, url: str, target: Path) -> None:
+        try:
+            if not url.startswith("file://"):
+                await fetch_plain(url, Access(policy=self._policy), target)
+                return
+            path = Path(url.removeprefix("file://"))
+            pool = next((pool for pool in self._pools.values() if pool.path == path.parent), None)
+            if pool is None:
+                raise LookupError(f"{path.parent} is not a registered directory of this host")
+            await asyncio.to_thread(pool.copy_out, path.name, target, MAX_BYTES)
+        except (TransferFailed, PoolError) as error:
+            raise LookupError(str(error)) from error
 
     def _wanted(self, image: str, policy: str, access: RegistryAccess, path: str, *, plain: bool = False) -> Wanted:
         host = image.removeprefix("docker://").partition("/")[0]

@@ -254,6 +254,20 @@ class Pool:
             raise PoolError("Invalid", f"{file} in pool {self.name} is not a plain file of one name")
         return path
 
+    def copy_out(self, file: str, target: Path, limit_bytes: int) -> None:
+        """Copy a file of the pool's folder that is nobody's volume to `target`, which must not exist. PoolError."""
+        path = self.check_adoptable(file)
+        self._check_unclaimed(file)
+        with _clear_errors(f"file {file} of pool {self.name} cannot be copied"), contextlib.ExitStack() as stack:
+            source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            stack.callback(os.close, source)
+            if os.fstat(source).st_size > limit_bytes:
+                raise PoolError("Invalid", f"file {file} in pool {self.name} is larger than {limit_bytes} bytes")
+            copy = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            stack.callback(os.close, copy)
+            with os.fdopen(source, "rb", closefd=False) as reader, os.fdopen(copy, "wb", closefd=False) as writer:
+                shutil.copyfileobj(reader, writer)
+
     def _named(self, file: str) -> Path:
         if not _FILE.fullmatch(file) or file in _OWN_FILES:
             raise PoolError("Invalid", f"{file[:80]!r} cannot be the name of a disk in pool {self.name}")

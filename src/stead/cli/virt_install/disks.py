@@ -272,7 +272,7 @@ def _add_cdrom(path: str, disk: Given, plan: Plan) -> None:
     if not any(item is volume or item["metadata"]["name"] == volume["metadata"]["name"] for item in plan.shared):
         plan.shared.append(volume)
     source = {"persistentVolumeClaim": {"claimName": volume["metadata"]["name"]}}
-    _attach(name, target, source, disk, plan)
+    _attach(name, {**target, "shareable": True}, source, disk, plan)  # several machines may read it at once
 
 
 def _slug(path: str) -> str:
