@@ -306,6 +306,10 @@ class Hypervisor(Protocol):
         """Bring a running machine nearer to `machine` in place; returns field names that need a restart."""
         ...
 
+    async def resize_disk(self, uid: str, name: str, size_bytes: int) -> None:
+        """The file behind disk `name` has grown to `size_bytes`: show the running guest. Busy when it is off."""
+        ...
+
     async def undefine(self, uid: str) -> None:
         """Forget a machine that is off. No-op when unknown."""
         ...

@@ -68,6 +68,7 @@ class SimulatedHypervisor:
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or Script()
         self._machines: dict[str, _Entry] = {}
+        self.disk_sizes: dict[tuple[str, str], int] = {}  # what guests were told while they ran, in bytes
         self._subscribers = Subscribers()
         self._calls: Counter[str] = Counter()
         self._random = random.Random(self.script.seed)  # noqa: S311  # delays, not secrets
@@ -204,6 +205,13 @@ class SimulatedHypervisor:
         entry = self._running(machine.uid, "apply")
         await self._operation("apply", machine.uid)
         return [name for name in Machine.__struct_fields__ if getattr(entry.machine, name) != getattr(machine, name)]
+
+    async def resize_disk(self, uid: str, name: str, size_bytes: int) -> None:
+        entry = self._running(uid, "resize_disk")
+        if name not in [disk.name for disk in entry.machine.disks]:
+            raise NotFound(f"resize_disk of {entry.machine.namespace}/{entry.machine.name}: no disk {name}")
+        await self._operation("resize_disk", uid)
+        self.disk_sizes[uid, name] = size_bytes
 
     async def undefine(self, uid: str) -> None:
         entry = self._machines.get(uid)

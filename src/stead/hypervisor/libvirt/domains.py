@@ -5,10 +5,12 @@ Called by `driver.py` only. Nothing here touches a domain that does not carry ou
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
+
 import libvirt
 import msgspec
 
-from stead.hypervisor.contract import Busy, Failed, Machine, Unsupported
+from stead.hypervisor.contract import Busy, Failed, Machine, NotFound, Unsupported
 from stead.hypervisor.libvirt import process
 from stead.hypervisor.libvirt.capabilities import unsupported_field
 from stead.hypervisor.libvirt.xml import Mark, definition_digest, domain_xml, fingerprint, mark_from_xml
@@ -87,8 +89,19 @@ def limit_memory(domain: libvirt.virDomain, machine: Machine) -> None:
         domain.setMemoryParameters(limit, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
+def resize_disk(domain: libvirt.virDomain, name: str, size_bytes: int) -> None:
+    """Show a running guest the new size of the disk with that alias. Libvirt knows disks by their target."""
+    for disk in ET.fromstring(domain.XMLDesc(0)).iterfind("devices/disk"):  # noqa: S314  libvirt's own document
+        alias, target = disk.find("alias"), disk.find("target")
+        if alias is not None and target is not None and alias.get("name") == f"ua-{name}":
+            domain.blockResize(str(target.get("dev")), size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+            return
+    raise NotFound(f"resize of {domain.name()}: it has no disk {name}")
+
+
 def undefine(connection: libvirt.virConnect, uid: str) -> None:
     domain = lookup(connection, uid)
     if domain.isActive():
         raise Busy(f"undefine of {domain.name()}: the machine is running")
     domain.undefineFlags(_UNDEFINE_FLAGS)
+    process.release_limit(uid)

@@ -329,6 +329,7 @@ class LibvirtHypervisor:
             except libvirt.libvirtError as error:
                 if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:  # it is off
                     raise
+            process.release_limit(uid)
 
         try:
             await self._connection.call("stop", f"{mark.namespace}/{mark.name}", stop, STOP_SECONDS)
@@ -369,6 +370,13 @@ class LibvirtHypervisor:
                 made, digest = known
                 self._known[machine.uid] = Known(made, digest)
             return left
+
+    async def resize_disk(self, uid: str, name: str, size_bytes: int) -> None:
+        mark = await self._mark(uid)
+        subject = f"disk {name} of {mark.namespace}/{mark.name}"
+        await self._connection.call(
+            "resize", subject, lambda c: domains.resize_disk(domains.lookup(c, uid), name, size_bytes)
+        )
 
     async def _act(self, operation: str, uid: str, action: Any) -> None:
         mark = await self._mark(uid)
