@@ -153,6 +153,10 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
     def uses_disk(path: Path | str) -> bool:
         return any(agent.uses_disk(str(path)) for agent in agents)
 
+    def resized(path: str, size_bytes: int) -> None:
+        for agent in agents:
+            agent.resized(path, size_bytes)
+
     disks = ContainerDisks(settings.agent_dir / "container-disks", settings.container_disk_cache_bytes, uses_disk)
     async with contextlib.AsyncExitStack() as undo:
         client = RemoteClient(
@@ -175,7 +179,7 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
                 policy=_policy(settings),
                 insecure_registries=settings.insecure_registries,
             ),
-            Hooks(is_in_use=uses_disk),
+            Hooks(is_in_use=uses_disk, resized=resized),
         )
         tls = pki.server_context(files.agent, files.ca, require_client=True)
         agent = Agent(
@@ -214,10 +218,12 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
 
 async def remove(settings: Settings) -> None:
     """Undo what Stead made on this host: bridge, rules, state, keys. Only when nothing of ours runs any more."""
+    from stead.hypervisor.libvirt import passage
     from stead.network.podnetwork import PodNetwork
 
     network = PodNetwork(_network(settings))
     await network.remove()
+    await asyncio.to_thread(passage.restore, settings.agent_dir)
     await network.close()
     for directory in (settings.plane_dir, settings.agent_dir, settings.state_dir / "log", settings.run_dir):
         await asyncio.to_thread(shutil.rmtree, directory, True)

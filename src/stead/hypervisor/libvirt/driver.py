@@ -13,6 +13,7 @@ import asyncio
 import builtins
 import contextlib
 import json
+import logging
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -32,7 +33,7 @@ from stead.hypervisor.contract import (
     Unsupported,
 )
 from stead.hypervisor.libvirt import capabilities as capability_documents
-from stead.hypervisor.libvirt import domains, process
+from stead.hypervisor.libvirt import domains, passage, process
 from stead.hypervisor.libvirt.connection import Connection
 from stead.hypervisor.libvirt.devices import GUEST_AGENT_CHANNEL
 from stead.hypervisor.libvirt.domains import Known, emulation_detail, inactive_xml, lookup, subject_of
@@ -51,6 +52,8 @@ from stead.hypervisor.libvirt.xml import (
 )
 from stead.hypervisor.subscribers import Subscribers
 
+log = logging.getLogger(__name__)
+
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 PROBE_SECONDS = 120.0  # libvirt's own probe of QEMU is part of the first capabilities call
@@ -62,6 +65,7 @@ class LibvirtHypervisor:
 
     def __init__(self, uri: str = "qemu:///system", state_dir: str | Path | None = None) -> None:
         self._connection = Connection(uri, self._register, self._on_lost)
+        self._uri = uri
         self._state_dir = Path(state_dir) if state_dir is not None else None
         self._subscribers = Subscribers()
         self._known: dict[str, Known] = {}
@@ -72,6 +76,11 @@ class LibvirtHypervisor:
 
     async def open(self) -> None:
         await self._connection.open()
+        try:
+            if await asyncio.to_thread(passage.allow, self._uri, self._state_dir):
+                log.info("machines may pass %s now", passage.FOLDER)
+        except OSError as error:
+            raise Failed(f"open {self._uri}: machines cannot be let through {passage.FOLDER}: {error}") from error
 
     async def close(self) -> None:
         for task in tuple(self._checks):
