@@ -319,7 +319,7 @@ async def test_an_image_that_cannot_be_pulled_is_told_and_tried_again(world: Wor
     assert synchronized["reason"] == "ErrImagePull"
     world.materials.missing_images.clear()
     machine = world.agent.machines[vmi["metadata"]["uid"]]
-    machine._held_until = 0.0  # the back-off is over
+    machine.startup.held_until = 0.0  # the back-off is over
     machine.wake()
     await world.running()
 

@@ -24,9 +24,10 @@ from stead.agent import vmi as reading
 from stead.agent.disks import Disks
 from stead.agent.host import HostReporter
 from stead.agent.lookups import Lookups
-from stead.agent.machine import API_TROUBLE, Machine
+from stead.agent.machine import Machine
 from stead.agent.materials import Materials
 from stead.agent.nets import Nets, PodNetworks
+from stead.agent.startup import API_TROUBLE
 from stead.agent.streams import Server, Uploads
 from stead.agent.workshop import AgentSettings, Workshop
 from stead.client.contract import Client, Selection
@@ -163,6 +164,11 @@ class Agent:
         """A machine of this host has the file as a disk or as the base of one (neither to be moved nor removed)."""
         held = (machine.prepared for machine in self.machines.values())
         return any(path in (volume.path, volume.base) for prepared in held if prepared for volume in prepared.volumes)
+
+    def resized(self, path: str, size_bytes: int) -> None:
+        """A volume of this host has grown (the volume worker's hook): a machine that runs on it is told."""
+        for machine in self.machines.values():
+            machine.growth.note(path, size_bytes)
 
     # hypervisor --------------------------------------------------------------------------------------------------
 

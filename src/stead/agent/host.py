@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from stead.agent.events import now
-from stead.agent.machine import API_TROUBLE
+from stead.agent.startup import API_TROUBLE
 from stead.agent.workshop import AgentSettings
 from stead.client.contract import Client
 from stead.hypervisor.contract import Capabilities
