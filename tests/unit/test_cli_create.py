@@ -218,6 +218,8 @@ def test_every_option_lists_what_it_knows(settings: Path) -> None:
         ("--disk 'size=5 --import", "closed"),
         ("--location /srv/x.iso --disk size=5 --name Web_01", "web-01 would do"),
         ("--instancetype u1.small --disk size=5 --import", "exclude each other"),
+        ("--memory 512 --disk size=5 --import --osinfo ubuntu24.04", "the 2Gi that ubuntu needs"),
+        ("--memory 8Gi --vcpus 1 --disk size=5 --import --osinfo win11", "the 2 that windows.11 needs"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_named(text: str, words: str) -> None:
@@ -235,7 +237,7 @@ def test_what_cannot_be_honoured_is_named(text: str, words: str) -> None:
 
 
 def locate(settings: Path, url: str) -> Result:
-    return run(settings, "--name", "a", "--memory", "512", "--disk", "size=1", "--location", url, "--dry-run")
+    return run(settings, "--name", "a", "--memory", "2048", "--disk", "size=1", "--location", url, "--dry-run")
 
 
 def assert_one_sentence(result: Result, url: str, words: str) -> None:
@@ -299,9 +301,9 @@ def test_host_passthrough_stays_where_every_host_has_kvm() -> None:
 
 
 def test_cpus_take_the_topology_that_the_system_wants_unless_it_is_said() -> None:
-    windows = spec_of(made("--disk size=5 --import --osinfo win11 --vcpus 4,maxvcpus=8"))["domain"]["cpu"]
+    windows = spec_of(made("--memory 4096 --disk size=5 --import --osinfo win11 --vcpus 4,maxvcpus=8"))["domain"]["cpu"]
     assert windows == {"sockets": 1, "cores": 4, "threads": 1, "maxSockets": 2}
-    said = spec_of(made("--disk size=5 --import --osinfo win11 --vcpus 4,sockets=4"))["domain"]["cpu"]
+    said = spec_of(made("--memory 4096 --disk size=5 --import --osinfo win11 --vcpus 4,sockets=4"))["domain"]["cpu"]
     assert said == {"sockets": 4, "cores": 1, "threads": 1}
 
 

@@ -131,13 +131,16 @@ async def test_what_was_created_is_taken_back_when_the_machine_is_refused() -> N
     async with running_server() as server:
         await prepare(server)
         rest = ("--disk", "size=1", "--import", "--noautoconsole", "--network", "bridge=br7")
-        result = await run(server, "--name", "a", "--memory", "512", "--osinfo", "win11", "--cloud-init", *rest)
+        greedy = {"metadata": {"name": "greedy"}, "spec": {"requirements": {"memory": {"guest": "1Ti"}}}}
+        kind = register.CLUSTER_PREFERENCE
+        await server.client.create(kind, {"apiVersion": kind.api_version, "kind": kind.kind, **greedy})
+        words = ("--name", "a", "--memory", "512", *rest)
+        result = await run(server, *words, "--preference", "greedy", "--cloud-init")
         assert result.exit_code == 1
         assert "preference" in result.stderr.splitlines()[-1]
         assert not (await server.client.list(register.SECRET, Selection(NAMESPACE))).items
         with pytest.raises(ApiError):
             await server.client.get(register.NETWORK_ATTACHMENT_DEFINITION, NAMESPACE, "br7")
-        words = ("--name", "a", "--memory", "512", *rest)
         assert (await run(server, *words)).exit_code == 0
         again = await run(server, *words)
         assert (again.exit_code, "exists already" in again.stderr) == (2, True)

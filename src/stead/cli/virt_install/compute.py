@@ -6,6 +6,7 @@ import re
 import uuid
 from typing import Any
 
+from stead.cli.virt_install import systems
 from stead.cli.virt_install.plan import Line, Object, Plan, amount, choice, size_of
 from stead.cli.virt_install.suboptions import Given, Refusal, whole
 
@@ -86,6 +87,18 @@ def _add_cpus(line: Line, plan: Plan) -> None:
         topology["maxSockets"] = most // (cores * threads)
     _merge(plan, "cpu", topology)
     plan.has_open_topology = not any(parts.values())
+
+
+def check_needs(plan: Plan, preference: str) -> None:
+    """The sizes satisfy the preference, which the API would refuse in other words. Raises Refusal."""
+    memory, cpus = systems.needs_of(preference)
+    given = plan.domain.get("memory", {}).get("guest", "")
+    hint = f"that {preference} needs; give more, or another --preference such as linux"
+    if memory and given and size_of(given) < size_of(memory):
+        raise Refusal(f"--memory {given} is less than the {memory} {hint}")
+    cpu = plan.domain.get("cpu", {})
+    if "sockets" in cpu and cpu["sockets"] * cpu["cores"] * cpu["threads"] < cpus:
+        raise Refusal(f"--vcpus is less than the {cpus} {hint}")
 
 
 def fit_topology(plan: Plan, wanted: str) -> None:

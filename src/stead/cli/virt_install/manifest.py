@@ -103,6 +103,7 @@ def _add_system(line: Line, plan: Plan) -> None:
         plan.preference = {"kind": "VirtualMachineClusterPreference", "name": name}
         if boot.is_import(line):
             boot.keep_bios(plan, name)
+    compute.check_needs(plan, plan.preference.get("name", ""))
     compute.fit_topology(plan, systems.topology_of(plan.preference.get("name", "")))
     if line.has("--image") and "memory" not in plan.domain and plan.instancetype is None:
         plan.instancetype = {"inferFromVolume": "rootdisk"}

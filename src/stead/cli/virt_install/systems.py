@@ -95,6 +95,12 @@ def wants_efi(preference: str) -> bool:
     return "preferredEfi" in (preferences().get(preference, {}).get("firmware") or {})
 
 
+def needs_of(preference: str) -> tuple[str, int]:
+    """(memory as a quantity, CPUs) that a shipped preference requires; ("", 0) where it requires nothing."""
+    needs = preferences().get(preference, {}).get("requirements") or {}
+    return str((needs.get("memory") or {}).get("guest") or ""), int((needs.get("cpu") or {}).get("guest") or 0)
+
+
 def topology_of(preference: str) -> str:
     """sockets, cores, threads, spread or any: what a shipped preference makes of a number of CPUs; "" = nothing."""
     return str((preferences().get(preference, {}).get("cpu") or {}).get("preferredCPUTopology", ""))
