@@ -37,26 +37,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     #: distinguishes several Steads on one machine: names of bridge rules, namespaces, tables and cgroups start with it
     instance: str = "stead"
+    #: what must survive a restart of the host: store, keys, pools, machines' private files
     state_dir: Path = Path("/var/lib/stead")
+    #: what a restart of the host clears: pid files, machines' sockets, records of the network
     run_dir: Path = Path("/run/stead")
     #: the account that the plane runs as; "" = the account that starts it
     user: str = "stead"
-    #: address and port of the Kubernetes API
+    #: address that the Kubernetes API listens on; 0.0.0.0 for all
     listen_address: str = "127.0.0.1"
+    #: and its port
     listen_port: int = 6443
     #: further names and addresses for the API's certificate
     listen_names: tuple[str, ...] = ()
-    #: address and port of this host's agent
+    #: address that this host's agent listens on, for the plane alone
     agent_address: str = "127.0.0.1"
+    #: and its port
     agent_port: int = 6444
     #: URL of the API for an agent that runs apart; "" = this host's plane
     api_url: str = ""
+    #: this host's name in the API; "" = the machine's own name
     host_name: str = ""
     #: a driver registered under the entry point group stead.hypervisors
     hypervisor: str = "libvirt"
+    #: which libvirt
     libvirt_uri: str = "qemu:///system"
-    #: addresses of machines, and the bridge of this host that carries them
+    #: range that machines' addresses come from; it must not overlap with the host's own networks
     pod_cidr: str = "10.128.0.0/16"
+    #: bridge that Stead makes on this host for them, 15 characters at most
     pod_bridge: str = "stead0"
     #: first of 65,536 numeric user ids, one for each machine
     uid_base: int = 1_610_612_736
@@ -68,6 +75,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     insecure_registries: tuple[str, ...] = ()
     #: bytes that unused container disks may take before the oldest are removed
     container_disk_cache_bytes: int = 20 * 1024**3
+    #: debug, info, warning or error
     log_level: str = "info"
     #: "text" for people, "json" for machines, "" = text on a terminal
     log_format: str = ""
