@@ -85,7 +85,9 @@ class LibvirtHost:
         await self.run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(private))
         nodes = [str(path) for path in sorted(Path("/dev").iterdir()) if path.name != "kvm" and not path.is_dir()]
         await self.run("cp", "-a", *nodes, str(private))
-        for folder in ("net", "pts", "shm"):
+        # A copy: libvirt makes /dev/net/tun anew in what is mounted there, which must not be this machine's own.
+        await self.run("cp", "-a", "/dev/net", str(private))
+        for folder in ("pts", "shm"):
             if Path("/dev", folder).is_dir():
                 await self.run("mkdir", str(private / folder))
                 await self.run("mount", "--rbind", f"/dev/{folder}", str(private / folder))
