@@ -26,6 +26,10 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from tests import guest_image, image_server
+from tests.agent_host import Console
+from tests.libvirt_host import LibvirtHost, libvirt_host
+from tests.outer_network import WORLD_ADDRESS, OuterNetwork, outer_network
 
 import stead
 from stead import installation
@@ -36,10 +40,6 @@ from stead.config import Pool, Settings
 from stead.kinds import register
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
-from tests import guest_image, image_server
-from tests.agent_host import Console
-from tests.libvirt_host import LibvirtHost, libvirt_host
-from tests.outer_network import OuterNetwork, outer_network
 
 VM, VMI = register.VIRTUAL_MACHINE, register.VIRTUAL_MACHINE_INSTANCE
 SUBRESOURCES = "/apis/subresources.kubevirt.io/v1"
@@ -69,6 +69,8 @@ class SteadHost:
         self._config = host.root / f"{settings.instance}.toml"
         self._client: DirectClient | None = None
         self._up: asyncio.subprocess.Process | None = None
+        #: a folder with a `sitecustomize.py` that changes Stead's processes (a broken or a later release)
+        self.altered_by: Path | None = None
         self._streams = contextlib.AsyncExitStack()
 
     # Stead itself ------------------------------------------------------------------------------------------------
@@ -78,9 +80,11 @@ class SteadHost:
         """What Stead's processes get: the settings as a file, and nothing of the caller's own Stead."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("STEAD_")}
         source = str(Path(stead.__file__).resolve().parent.parent)
+        if self.altered_by is not None:
+            source = f"{self.altered_by}{os.pathsep}{source}"
         return {**kept, "STEAD_CONFIG": str(self._config), "PYTHONPATH": source, "PYTHONUNBUFFERED": "1"}
 
-    async def up(self) -> float:
+    async def up(self, wait: bool = True) -> float:
         """Start `stead up` and wait until its host is ready; returns the seconds that took."""
         self._config.write_text(_toml(self.settings))
         begun = time.monotonic()
@@ -93,7 +97,8 @@ class SteadHost:
                 stderr=output,
                 start_new_session=True,
             )
-        await self.until(self.is_ready, "Stead is ready", 60)
+        if wait:
+            await self.until(self.is_ready, "Stead is ready", 60)
         return time.monotonic() - begun
 
     async def is_ready(self) -> bool:
@@ -241,6 +246,11 @@ class SteadHost:
     async def patch_vm(self, name: str, patch: Object) -> Object:
         return await self.client.patch(VM, self.namespace, name, patch)
 
+    async def gates(self, *names: str) -> None:
+        """Switch feature gates on, as an administrator does."""
+        spec = {"spec": {"configuration": {"developerConfiguration": {"featureGates": list(names)}}}}
+        await self.client.patch(register.KUBEVIRT, "kubevirt", "kubevirt", spec)
+
     async def call(self, name: str, verb: str, body: Object | None = None) -> None:
         """A subresource call: `start`, `stop`, `restart` go to the machine, the rest to the instance."""
         plural = "virtualmachines" if verb in ("start", "stop", "restart") else "virtualmachineinstances"
@@ -331,6 +341,24 @@ class SteadHost:
         await console.until("stead-guest: address", seconds)
         return console
 
+    @contextlib.asynccontextmanager
+    async def following(self, resource: Resource, name: str) -> AsyncIterator[list[Object]]:
+        """Every version of the object that a watch shows while inside, in order."""
+        seen: list[Object] = []
+
+        async def follow() -> None:
+            selection = Selection(self.namespace, fields=f"metadata.name={name}")
+            async for event in self.client.watch(resource, selection):
+                if event.type != "BOOKMARK":
+                    seen.append(event.object)
+
+        task = asyncio.create_task(follow())
+        try:
+            yield seen
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
     # the hypervisor's side ---------------------------------------------------------------------------------------
 
     async def qemu_pid(self, name: str) -> int:
@@ -374,6 +402,12 @@ def phase(vmi: Object) -> str:
 
 def uid(obj: Object) -> str:
     return str(obj["metadata"]["uid"])
+
+
+def printables(seen: list[Object]) -> list[str]:
+    """The printableStatus values that a machine went through, each once in a row."""
+    told = [str(vm.get("status", {}).get("printableStatus") or "") for vm in seen]
+    return [word for n, word in enumerate(told) if word and (n == 0 or told[n - 1] != word)]
 
 
 def ticks(text: str) -> list[int]:
@@ -423,7 +457,10 @@ def settings_on(host: LibvirtHost, **more: Any) -> Settings:
 
 
 async def furnish(host: LibvirtHost) -> None:
-    """Give the host a folder of network namespaces of its own, so that Stead's vanish with it."""
+    """Give the host a folder of network namespaces of its own, so that Stead's vanish with it, and a resolver."""
+    resolver = host.root / "resolv.conf"
+    resolver.write_text(f"nameserver {WORLD_ADDRESS}\n")
+    await host.run("mount", "--bind", str(resolver), os.path.realpath("/etc/resolv.conf"))
     await host.run("mkdir", "-p", "/run/netns")
     private = host.private("/run/netns")
     private.mkdir(parents=True, exist_ok=True)
@@ -444,9 +481,9 @@ async def running_stead(host: LibvirtHost, outer: OuterNetwork, settings: Settin
 
 @contextlib.asynccontextmanager
 async def stead_host(
-    tmp_path: Path, pools: tuple[Pool, ...] = (), with_registry: bool = True, **more: Any
+    tmp_path: Path, pool_bytes: int = 0, with_registry: bool = True, **more: Any
 ) -> AsyncIterator[SteadHost]:
-    """See the module. Further arguments are settings."""
+    """See the module. `pool_bytes` makes the default pool a small file system. Further arguments are settings."""
     # Its packages come from outside the private network. (No executor here: its threads would stay outside.)
     guest_image.disk_image("qcow2")
     with outer_network() as outer, contextlib.ExitStack() as undo:
@@ -456,7 +493,13 @@ async def stead_host(
             more["insecure_registries"] = (registry.host,)
         async with libvirt_host(tmp_path) as host:
             await furnish(host)
-            found = SteadHost(host, outer, settings_on(host, pools=pools, **more))
+            if pool_bytes:
+                pool = host.root / "pool"
+                pool.mkdir()
+                size = f"size={pool_bytes},mode=0711"
+                await host.run("mount", "-t", "tmpfs", "-o", size, "stead-test-pool", str(pool))
+                more["pools"] = (Pool(name="default", path=pool),)
+            found = SteadHost(host, outer, settings_on(host, **more))
             found.registry = registry
             try:
                 await found.up()
