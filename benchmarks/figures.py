@@ -1,8 +1,8 @@
 """What a benchmark answers: figures (ours, the rival's, their ratio, the target), and the raw samples beside them.
 
-Pure but for `Result.write` and `machine()`. `as_json` is the object that `stead bench NAME --json` prints; its shape is
-fixed by `docs/SPECIFICATION.md`. Percentiles are by linear interpolation; `interval` is a bootstrap with a fixed seed,
-so that the same samples always give the same interval.
+Pure but for `Result.write` and `machine()`. `as_json` is the object that `stead bench NAME --json` prints; its
+shape is fixed by `docs/SPECIFICATION.md`. Percentiles are by linear interpolation; `interval` is a bootstrap with a
+fixed seed, so that the same samples always give the same interval.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class Result(msgspec.Struct, kw_only=True):
         """The table that people read."""
         rows = []
         for key, figure in self.figures.items():
-            target = "" if figure.target is None else f"{figure.bound} {figure.target:g}"
-            met = {True: "met", False: "MISSED", None: ""}[figure.met]
+            target = "-" if figure.target is None else f"{figure.bound} {figure.target:g}"
+            met = {True: "met", False: "MISSED", None: "-"}[figure.met]
             rows.append([key, _shown(figure.ours), _shown(figure.rival), _shown(figure.ratio), figure.unit, target, met,
                          figure.note])  # fmt: skip
         return rows
@@ -176,4 +176,5 @@ def machine() -> str:
     except OSError:
         pass
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    return f"{model}, {os.cpu_count()} CPUs, {memory:.0f} GB, Linux {platform.release()}, Python {platform.python_version()}"
+    software = f"Linux {platform.release()}, Python {platform.python_version()}"
+    return f"{model}, {os.cpu_count()} CPUs, {memory:.0f} GB, {software}"

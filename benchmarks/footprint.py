@@ -142,7 +142,7 @@ def _beyond_ram(pid: int) -> float:
 
 
 class Bare:
-    """A QEMU with the arguments of one of ours, started by hand: what libvirt passes as descriptors is opened by name."""
+    """A QEMU with the arguments of one of ours, started by hand: what libvirt passes open is opened by name."""
 
     def __init__(self, folder: Path, tap: str) -> None:
         self.folder = folder

@@ -18,7 +18,11 @@ from .processes import run
 PACKAGES = ("busybox-static", "grub-pc-bin", "grub-common")
 MIB = 1 << 20
 DISK_BYTES = 48 * MIB
-_INIT = b"#!/bin/sh\n/bin/busybox mount -t devtmpfs dev /dev\necho ready >/dev/ttyS0\nwhile :; do /bin/busybox sleep 3600; done\n"
+_INIT = b"""#!/bin/sh
+/bin/busybox mount -t devtmpfs dev /dev
+echo ready >/dev/ttyS0
+while :; do /bin/busybox sleep 3600; done
+"""
 _GRUB = "search.fs_label bench root\nlinux /vmlinuz console=ttyS0 quiet panic=-1\ninitrd /initrd\nboot\n"
 
 

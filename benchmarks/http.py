@@ -1,8 +1,9 @@
 """A lean HTTP/1.1 client and a bare server, so that what is measured is Stead and not the measuring.
 
-`Connection` keeps one TLS connection and reads whole answers, or the lines of a watch. `bare_server` is the rival of the
-API benchmarks, run as a process of its own (`python http.py CERT KEY FOLDER`): it answers a GET with fixed bytes, appends
-a POST's body to a file with fdatasync, then sends it to all who watch: what any durable server must at least do.
+`Connection` keeps one TLS connection and reads whole answers, or the lines of a watch. `bare_server` is the rival
+of the API benchmarks, run as a process of its own (`python http.py CERT KEY FOLDER`): it answers a GET with fixed
+bytes, appends a POST's body to a file with fdatasync, then sends it to all who watch: what any durable server must
+at least do.
 """
 
 from __future__ import annotations

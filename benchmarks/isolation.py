@@ -1,8 +1,10 @@
-"""Namespaces of a benchmark's own: network, mounts, processes, so that nothing of it meets, or stays behind on, the host.
+"""Namespaces of a benchmark's own: network, mounts, processes, so that nothing of it meets, or stays behind on, the
+host.
 
-`enter` runs a command as the only child of a tiny init in new namespaces and returns its exit code; when it ends, the
-kernel ends whatever is left inside (guests, daemons) and the bridges, taps and rules vanish with the namespace. `furnish`
-is called inside: loopback up, folders of libvirt and of named namespaces private, an unusable KVM hidden. Needs root.
+`enter` runs a command as the only child of a tiny init in new namespaces and returns its exit code; when it ends,
+the kernel ends whatever is left inside (guests, daemons) and the bridges, taps and rules vanish with the namespace.
+`furnish` is called inside: loopback up, folders of libvirt and of named namespaces private, an unusable KVM hidden.
+Needs root.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def enter(arguments: Sequence[str]) -> int:
 
 
 def become_init() -> None:
-    """Called first inside: the caller goes on in a child; this process reaps orphans and ends with that child's code."""
+    """Called first inside: the caller goes on in a child; this process reaps orphans and ends with its code."""
     child = os.fork()
     if child == 0:
         return

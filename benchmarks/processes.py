@@ -1,6 +1,7 @@
 """What processes cost: proportional memory from smaps, CPU ticks from stat, and waiting with deadlines.
 
-Read-only views of /proc, for root (smaps of others). Memory is PSS: shared pages are divided among those who share them.
+Read-only views of /proc, for root (smaps of others). Memory is PSS: shared pages are divided among those who share
+them.
 """
 
 from __future__ import annotations
@@ -94,5 +95,7 @@ async def run(*arguments: str | Path, seconds: float = 120) -> str:
     async with asyncio.timeout(seconds):
         out, errors = await process.communicate()
     if process.returncode:
-        raise OSError(f"{arguments[0]} ended with {process.returncode}: {errors.decode(errors='replace').strip()[-500:]}")
+        raise OSError(
+            f"{arguments[0]} ended with {process.returncode}: {errors.decode(errors='replace').strip()[-500:]}"
+        )
     return out.decode(errors="replace")

@@ -1,7 +1,7 @@
 """A Stead of the benchmark's own, with a libvirtd of its own; or the plane alone; or one that runs already.
 
-Everything is a real process as users run it: `stead up` with `STEAD_*` settings, `libvirtd`, `virtlogd`. All of it lies
-below one folder and is ended by `close`. With `--kubeconfig` nothing is started and nothing is ended.
+Everything is a real process as users run it: `stead up` with `STEAD_*` settings, `libvirtd`, `virtlogd`. All of it
+lies below one folder and is ended by `close`. With `--kubeconfig` nothing is started and nothing is ended.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 import aiohttp
 
 from stead import installation
-from stead.client.kubeconfig import load
 from stead.client.direct import DirectClient
+from stead.client.kubeconfig import load
 from stead.config import Settings
 from stead.hypervisor.libvirt.emulation import probe
 from stead.kinds import register

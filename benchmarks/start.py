@@ -1,9 +1,10 @@
 """`start`: from creating a bare instance to Running on a watch, over raw libvirt's define and start of the same XML.
 
-One pair a round, the first of the pair in turns. Ours: a new instance each round (existing claim, masquerade, cloud-init)
-through the API of a Stead that runs; nothing is left of the round before. The rival: libvirt-python's defineXML and
-create with our own XML under a new name and uuid, its disk, seed and tap made before its clock starts. Both begin with
-the same idle host and end with the guest's processor running; both are removed before the next.
+One pair a round, the first of the pair in turns. Ours: a new instance each round (existing claim, masquerade,
+cloud-init) through the API of a Stead that runs; nothing is left of the round before. The rival: libvirt-python's
+defineXML and create with our own XML under a new name and uuid, its disk, seed and tap made before its clock
+starts. Both begin with the same idle host and end with the guest's processor running; both are removed before the
+next.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Rival:
         text = self._xml
         for path, copy in self._files.items():
             text = text.replace(path, str(copy))
-        run_folders = {Path(found).parent for found in re.findall(r"path=['\"]([^'\"]*\.sock[^'\"]*|[^'\"]*/[^'\"/]+)['\"]", text)
-                       if self._uid in found}  # fmt: skip
+        paths = re.findall(r"(?:path|socket)=['\"]([^'\"]+)['\"]", text)
+        run_folders = {Path(found).parent for found in paths if self._uid in found}
         for folder in run_folders:
             new = Path(str(folder).replace(self._uid, uid))
             new.mkdir(parents=True, exist_ok=True)
@@ -122,7 +123,9 @@ async def run_on(stead: rig.Rig, request: Request) -> Result:
             row = await _pair(stead, rival, number)
             row["warm_up"] = int(number <= WARM)
             rows.append(row)
-            print(f"start {number}/{n + WARM}: ours {row['ours_s']:.3f} s, rival {row['rival_s']:.3f} s", file=sys.stderr)
+            print(
+                f"start {number}/{n + WARM}: ours {row['ours_s']:.3f} s, rival {row['rival_s']:.3f} s", file=sys.stderr
+            )
     finally:
         connection.close()
         shutil.rmtree(stead.root / "raw", ignore_errors=True)

@@ -1,8 +1,8 @@
 """`watch`: from sending a write to its event at every watcher, over a bare server that fsyncs and fans out.
 
-100 watchers, 50 writes a second, in stretches that alternate between the sides. Each object carries its number; an event
-is timed when the measuring process has read it whole. Every watcher must see every write once and in order: `lost` counts
-what did not come so.
+100 watchers, 50 writes a second, in stretches that alternate between the sides. Each object carries its number; an
+event is timed when the measuring process has read it whole. Every watcher must see every write once and in order:
+`lost` counts what did not come so.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`stead bench list|NAME`: measures this machine's Stead against what it competes with. The benchmarks lie apart.
 
-They are the package `stead.benchmarks` in the wheel, and the folder `benchmarks/` beside `src` in a checkout; `load` gives
-either. Those that need guests run inside namespaces of their own, with a libvirtd of their own: this command then starts
-itself again inside (`--inside`), and everything ends with it.
+They are the package `stead.benchmarks` in the wheel, and the folder `benchmarks/` beside `src` in a checkout;
+`load` gives either. Those that need guests run inside namespaces of their own, with a libvirtd of their own: this
+command then starts itself again inside (`--inside`), and everything ends with it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def _load_folder(folder: Path) -> None:
     spec = importlib.util.spec_from_file_location(
         _PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)
     sys.modules[_PACKAGE] = package
     spec.loader.exec_module(package)
@@ -75,7 +76,7 @@ class _Asked(msgspec.Struct, frozen=True):
 @click.option("--image", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A bootable qcow2 disk for "
               "guests; else a tiny one is made from the distribution's packages.")  # fmt: skip
 @click.option("--kubeconfig", type=click.Path(path_type=Path, dir_okay=False),
-              help="Measure the Stead of this kubeconfig (on this host) instead of one made for the benchmark.")  # fmt: skip
+              help="Measure the Stead of this kubeconfig, on this host, instead of one made for it.")  # fmt: skip
 @click.option("--libvirt-uri", default="qemu:///system", show_default=True, help="Its libvirt, with --kubeconfig.")
 @click.option("--pool", type=click.Path(path_type=Path), help="The directory of its default pool, with --kubeconfig.")
 @click.option("--inside", is_flag=True, hidden=True)
@@ -93,7 +94,9 @@ def bench(as_json: bool, folder: Path, inside: bool, **given: Any) -> None:
     asked = _Asked(json=as_json, output=folder.resolve(), kubeconfig=kubeconfig, **given)
     if package.BENCHMARKS[name].isolated and not kubeconfig:
         if os.geteuid() != 0:
-            raise click.ClickException(f"stead bench {name} needs root: it makes namespaces and starts a libvirtd of its own")
+            raise click.ClickException(
+                f"stead bench {name} needs root: it makes namespaces and starts a libvirtd of its own"
+            )
         if not inside:
             _prepare(package, asked)
             raise SystemExit(load("isolation").enter(_command(asked)))
@@ -107,8 +110,8 @@ def _list(package: ModuleType, as_json: bool) -> None:
         found = [{"name": name, "summary": entry.summary, "root": entry.isolated} for name, entry in entries]
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
         return
-    click.echo(show.table(["NAME", "ROOT", "MEASURES"],
-                          [[name, "yes" if entry.isolated else "no", entry.summary] for name, entry in entries]))  # fmt: skip
+    rows = [[name, "yes" if entry.isolated else "no", entry.summary] for name, entry in entries]
+    click.echo(show.table(["NAME", "ROOT", "MEASURES"], rows))
 
 
 def _prepare(package: ModuleType, asked: _Asked) -> None:
