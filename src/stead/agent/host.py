@@ -33,6 +33,9 @@ Object = dict[str, Any]
 LEASE_SECONDS = 40
 RENEW_SECONDS = 10.0
 STATUS_SECONDS = 300.0
+#: after a failure: soon at first, since plane and agent of one host start together
+FIRST_RETRY_SECONDS = 0.1
+LAST_RETRY_SECONDS = 2.0
 #: machines that one host takes (the capacity of KubeVirt's KVM device)
 MACHINES = 1000
 #: kubelet's default thresholds: nodefs.available < 10 %
@@ -223,6 +226,7 @@ class HostReporter:
 
     async def run(self) -> None:
         """Heartbeat until cancelled."""
+        retry = FIRST_RETRY_SECONDS
         while True:
             self._wake.clear()
             pause = RENEW_SECONDS
@@ -230,9 +234,10 @@ class HostReporter:
                 async with asyncio.timeout(RENEW_SECONDS * 2):
                     await self.report()
                     await self._renew_lease()
+                retry = FIRST_RETRY_SECONDS
             except API_TROUBLE as error:
                 log.warning("the host could not be reported, trying again", error=str(error) or type(error).__name__)
-                pause = 2.0
+                pause, retry = retry, min(LAST_RETRY_SECONDS, retry * 2)
             try:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
