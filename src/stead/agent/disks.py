@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from stead.agent.materials import File, Materials
 from stead.agent.prepared import NotReady, PreparedKernel, PreparedVolume, Unsupported
 
 Object = dict[str, Any]
+
+#: takes the disk at a path, for the volume of that name, before it is touched; NotReady while somebody else has it
+Take = Callable[[str, str], None]
 
 #: a host disk may be this much smaller than asked (KubeVirt's lessPVCSpaceToleration, in percent)
 HOST_DISK_TOLERANCE_PERCENT = 10
@@ -50,6 +53,19 @@ class _Job(msgspec.Struct, frozen=True):
     kind: str
     field: str
     owner: Owner
+    take: Take
+
+
+async def together(*works: Coroutine[Any, Any, Any]) -> tuple[Any, ...]:
+    """All results, in order; when one fails, the others are given up and its error is raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return tuple(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 class Disks:
@@ -60,7 +76,7 @@ class Disks:
         self._materials = materials
         self._host_disk_roots = host_disk_roots
         iso = self._iso
-        self._makers: dict[str, Callable[[_Job], Awaitable[PreparedVolume]]] = {
+        self._makers: dict[str, Callable[[_Job], Coroutine[Any, Any, PreparedVolume]]] = {
             "persistentVolumeClaim": self._claim,
             "dataVolume": self._claim,
             "ephemeral": self._ephemeral,
@@ -80,17 +96,17 @@ class Disks:
         """Folders under which disks of claims lie."""
         return self._materials.roots()
 
-    async def prepare(self, vmi: Object, owner: Owner) -> tuple[PreparedVolume, ...]:
+    async def prepare(self, vmi: Object, owner: Owner, take: Take) -> tuple[PreparedVolume, ...]:
         """All volumes, in the VMI's order. Safe to call again: what exists and must persist is kept."""
-        prepared = []
+        making = []
         for index, entry in enumerate(reading.spec(vmi).get("volumes") or []):
             kind, source = reading.source_of(entry)
             maker = self._makers.get(kind)
             field = f"spec.volumes[{index}].{kind}"
             if maker is None:
                 raise Unsupported(field, "is not a volume source that this release of Stead honours")
-            prepared.append(await maker(_Job(vmi, str(entry["name"]), source, kind, field, owner)))
-        return tuple(prepared)
+            making.append((maker, _Job(vmi, str(entry["name"]), source, kind, field, owner, take)))
+        return await together(*(maker(job) for maker, job in making))
 
     async def prepare_kernel(self, vmi: Object, owner: Owner) -> PreparedKernel:
         """Kernel and initrd of `firmware.kernelBoot.container`: from an image, a web server or a pool's folder."""
@@ -149,12 +165,14 @@ class Disks:
         claim = str(job.source.get("claimName") or job.source.get("name") or "")
         pvc, file = await self._volume_of_claim(job, claim)
         root, relative = self._locate(file.path, job.field)
+        job.take(file.path, job.name)
         facts = await asyncio.to_thread(paths.inspect, root, relative)
         await asyncio.to_thread(paths.give, root, relative, *job.owner.ids)
         status = pvc.get("status") or {}
         return PreparedVolume(
             name=job.name, kind=job.kind, path=file.path, format=file.format, size=file.virtual_bytes,
-            source="block" if facts.block else "file", direct_io=facts.direct_io, preallocated=facts.preallocated,
+            source="block" if facts.block else "file", direct_io=facts.direct_io,
+            preallocated=facts.preallocated and file.format == "raw",  # a qcow2 is short, not full
             read_only=bool(job.source.get("readOnly")), claim=claim,
             capacity=str((status.get("capacity") or {}).get("storage") or ""),
             access_modes=tuple(status.get("accessModes") or pvc["spec"].get("accessModes") or ()),
@@ -211,6 +229,7 @@ class Disks:
         if located is None:
             folders = ", ".join(str(root) for root in self._host_disk_roots) or "none"
             raise Unsupported(f"{job.field}.path", f"{path} is not below a registered folder (registered: {folders})")
+        job.take(str(located[0] / located[1]), job.name)
         wanted = reading.size_in_bytes(job.source.get("capacity") or 0)
         create = job.source.get("type") == "DiskOrCreate"
         return await asyncio.to_thread(_open_host_disk, job, located, wanted, create)
