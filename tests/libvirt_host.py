@@ -85,8 +85,9 @@ class LibvirtHost:
         await self.run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(private))
         nodes = [str(path) for path in sorted(Path("/dev").iterdir()) if path.name != "kvm" and not path.is_dir()]
         await self.run("cp", "-a", *nodes, str(private))
-        # A copy: libvirt makes /dev/net/tun anew in what is mounted there, which must not be this machine's own.
-        await self.run("cp", "-a", "/dev/net", str(private))
+        # Its own: libvirt removes and makes /dev/net/tun in what is mounted there.
+        await self.run("mkdir", str(private / "net"))
+        await self.run("mknod", "-m", "666", str(private / "net/tun"), "c", "10", "200")
         for folder in ("pts", "shm"):
             if Path("/dev", folder).is_dir():
                 await self.run("mkdir", str(private / folder))

@@ -226,12 +226,16 @@ class SteadHost:
         """
         assert self.registry is not None
         image = f"{self.registry.host}/tiny:1"
+        named = {disk["name"] for disk in disks or []}
+        listed = ["root", *(volume["name"] for volume in volumes or [])]
+        # virtio, since the tiny guest's kernel has no driver for KubeVirt's default bus
+        more = [{"name": found, "disk": {"bus": "virtio"}} for found in listed if found not in named]
         kernel = {"image": image, "kernelPath": "/boot/vmlinuz", "initrdPath": "/boot/initrd"}
         guest = {
             "domain": {
                 "memory": {"guest": "192Mi"},
                 "firmware": {"kernelBoot": {"container": kernel, "kernelArgs": guest_image.CMDLINE}},
-                "devices": {"disks": disks or [], "interfaces": [{"name": "default", "masquerade": {}}]},
+                "devices": {"disks": [*more, *(disks or [])], "interfaces": [{"name": "default", "masquerade": {}}]},
             }
             | (domain or {}),
             "terminationGracePeriodSeconds": 30,

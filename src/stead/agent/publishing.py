@@ -58,17 +58,20 @@ class Instance:
                 return
 
     async def let_go(self, make: Making | None) -> bool:
-        """Take our finalizer away, with the last status in the same write. Returns whether the object needs us no
-        more; False means that it changed meanwhile and the caller tries again.
+        """Write the last status, then take our finalizer away. Returns whether the object needs us no more; False
+        means that it changed meanwhile and the caller tries again.
+
+        Two writes, since an API server shows watchers of a deletion the object as it was stored before: the phase of
+        a write that also removes the last finalizer would be seen by nobody.
         """
+        if make is not None:
+            await self.publish(make)
         finalizers = list(self.object["metadata"].get("finalizers") or [])
         kept = [finalizer for finalizer in finalizers if finalizer != reading.FINALIZER]
         if self.vanished or len(kept) == len(finalizers):
             return True
         test = {"op": "test", "path": "/metadata/resourceVersion", "value": reading.resource_version(self.object)}
-        patch = status.patch_from(self.object, make(self.object)) if make is not None else None
-        last = patch[1:] if patch else []
-        return not await self._patch([test, *last, {"op": "replace", "path": "/metadata/finalizers", "value": kept}])
+        return not await self._patch([test, {"op": "replace", "path": "/metadata/finalizers", "value": kept}])
 
     async def _patch(self, patch: list[Object]) -> bool:
         """Send one patch; True when the object had changed meanwhile and has been read again."""
