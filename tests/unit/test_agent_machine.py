@@ -62,7 +62,7 @@ class World:
         self.agent = self.new_agent()
         await self.agent.open()
 
-    async def create(self, name: str = "web", **spec: Any) -> Object:
+    async def create(self, name: str = "web", metadata: Object | None = None, **spec: Any) -> Object:
         devices = {
             "disks": [{"name": "root", "disk": {"bus": "virtio"}}],
             "interfaces": [{"name": "default", "masquerade": {}}],
@@ -80,6 +80,7 @@ class World:
                 "name": name, "namespace": "ns", "labels": {"kubevirt.io/nodeName": "h1"},
                 "finalizers": ["kubevirt.io/foregroundDeleteVirtualMachine"],
                 "annotations": {"stead.io/addresses": json.dumps({"default": ADDRESS})},
+                **(metadata or {}),
             },
             "spec": body | spec,
             "status": {"phase": "Scheduled", "nodeName": "h1"},
@@ -488,3 +489,48 @@ async def test_metrics_name_the_machine(world: World) -> None:
         text = await answer.text()
     assert 'kubevirt_vmi_cpu_usage_seconds_total{node="h1",namespace="ns",name="web"} 2' in text
     assert 'drive="root"' in text
+
+
+def owned_by(vm: Object) -> dict[str, Any]:
+    reference = {"kind": "VirtualMachine", "name": vm["metadata"]["name"], "uid": vm["metadata"]["uid"]}
+    return {"ownerReferences": [{"apiVersion": "kubevirt.io/v1", "controller": True, **reference}]}
+
+
+async def test_uefi_variables_outlive_the_instance_and_go_with_their_machine(world: World) -> None:
+    vm = await world.client.create(
+        register.VIRTUAL_MACHINE,
+        {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": {"name": "web", "namespace": "ns"}},
+    )
+    domain = {
+        "memory": {"guest": "64Mi"}, "devices": {},
+        "firmware": {"bootloader": {"efi": {"secureBoot": False, "persistent": True}}},
+    }  # fmt: skip
+    created = await world.create(metadata=owned_by(vm), domain=domain, volumes=[], networks=[])
+    await world.running()
+    machine = world.hypervisor.machines[created["metadata"]["uid"]]
+    variables = Path(machine.firmware.nvram)
+    assert vm["metadata"]["uid"] in str(variables)
+    variables.write_bytes(b"boot order")
+    await world.client.delete(VMI, "ns", "web")
+    await world.gone()
+    assert variables.read_bytes() == b"boot order"
+
+    await world.create("other")  # takes the next id, so that the machine below gets another one
+    await world.running("other")
+    again = await world.create(metadata=owned_by(vm), domain=domain, volumes=[], networks=[])
+    vmi = await world.running()
+    machine = world.hypervisor.machines[again["metadata"]["uid"]]
+    assert (Path(machine.firmware.nvram), variables.read_bytes()) == (variables, b"boot order")
+    assert variables.stat().st_uid == machine.isolation.uid
+    assert stat.S_IMODE(variables.stat().st_mode) == 0o600
+    movable = condition(vmi, "LiveMigratable")
+    assert movable is not None
+    assert "kept on this host" in movable["message"]
+
+    await world.client.delete(VMI, "ns", "web")
+    await world.gone()
+    await world.agent.clean()
+    assert variables.exists()
+    await world.client.delete(register.VIRTUAL_MACHINE, "ns", "web")
+    await world.agent.clean()
+    assert not variables.parent.exists()

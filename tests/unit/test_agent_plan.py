@@ -83,7 +83,11 @@ def test_an_empty_cdrom_is_an_open_slot_but_a_disk_without_volume_is_refused() -
         ({"launchSecurity": {}}, "spec.domain.launchSecurity"),
         ({"devices": {"interfaces": [{"name": "a", "sriov": {}}]}}, "spec.domain.devices.interfaces[0].sriov"),
         ({"cpu": {"model": "Nonsuch"}}, "spec.domain.cpu.model"),
-        ({"devices": {"tpm": {"persistent": True}}}, "spec.domain.devices.tpm.persistent"),
+        ({"devices": {"autoattachVSOCK": True}}, "spec.domain.devices.autoattachVSOCK"),
+        (
+            {"devices": {"disks": [{"name": "root", "blockSize": {"matchVolume": {}}}]}},
+            "spec.domain.devices.disks[0].blockSize.matchVolume",
+        ),
         ({"resources": {"limits": {"example.com/gpu": "1"}}}, "spec.domain.resources.limits.example.com/gpu"),
     ],
 )
@@ -138,6 +142,46 @@ def test_headless_instances_have_neither_screen_nor_serial_port() -> None:
     machine = plan({"devices": {"autoattachGraphicsDevice": False, "autoattachSerialConsole": False}})
     assert machine.graphics is None
     assert machine.serial_socket == ""
+
+
+def test_queues_limits_hugepages_and_vsock_reach_the_machine() -> None:
+    machine = machine_from(
+        vmi(
+            {
+                "cpu": {"sockets": 2, "cores": 2},
+                "memory": {"guest": "128Mi", "hugepages": {"pageSize": "2Mi"}},
+                "resources": {"limits": {"cpu": "1500m", "memory": "1Gi"}},
+                "devices": {
+                    "disks": [{"name": "root", "disk": {"bus": "virtio"}}, {"name": "seed", "cdrom": {"bus": "sata"}}],
+                    "blockMultiQueue": True,
+                    "autoattachVSOCK": True,
+                },
+            }
+        ),
+        msgspec.structs.replace(PREPARED, vsock_cid=65540),
+        msgspec.structs.replace(SIDE, vsock=True),
+    )
+    assert [disk.queues for disk in machine.disks] == [4, 0]
+    assert machine.isolation.cpu_quota == 1500
+    assert machine.isolation.memory_limit > 1 << 30
+    assert machine.memory.hugepage_size == 2 << 20
+    assert machine.vsock_cid == 65540
+
+
+def test_what_is_to_outlive_the_instance_lies_in_its_owners_folder() -> None:
+    prepared = msgspec.structs.replace(PREPARED, persistent="/state/persistent/vm-uid")
+    efi = {"bootloader": {"efi": {"secureBoot": False, "persistent": True}}}
+    machine = machine_from(vmi({"firmware": efi, "devices": {"tpm": {"persistent": True}}}), prepared, SIDE)
+    assert machine.firmware.nvram == "/state/persistent/vm-uid/nvram.fd"
+    assert (machine.tpm, machine.tpm_state) == ("tpm-crb", "/state/persistent/vm-uid/tpm")
+    volatile = machine_from(vmi({"firmware": {"bootloader": {"efi": {}}}, "devices": {"tpm": {}}}), prepared, SIDE)
+    assert volatile.firmware.nvram.startswith(PREPARED.directory)
+    assert (volatile.tpm, volatile.tpm_state) == ("tpm-tis", "")
+
+
+def test_the_serial_port_is_logged_where_asked_for() -> None:
+    assert plan({"devices": {"logSerialConsole": True}}).serial_log == "/m/u/serial0.log"
+    assert plan().serial_log == ""
 
 
 def test_a_drivers_refusal_is_told_in_the_users_words() -> None:

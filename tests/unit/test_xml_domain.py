@@ -77,6 +77,10 @@ CASES = {
         cpu=Cpu(sockets=2, max_sockets=8, mode="host-model"),
         memory=Memory(size=1 << 30, maximum=4 << 30, shared=True), pci_placeholders=4, disks=(ROOT,),
     ),
+    "queues": machine(
+        cpu=Cpu(sockets=2), disks=(msgspec.structs.replace(ROOT, queues=2),),
+        isolation=Isolation(uid=70001, gid=70001, cpu_shares=2048, cpu_quota=1500),
+    ),
     "tuned": machine(
         cpu=Cpu(cores=2, dedicated=(4, 5), emulator_cpus=(6, 7)),
         memory=Memory(size=1 << 30, hugepage_size=2 << 20, balloon=False), io_threads=3,

@@ -27,6 +27,7 @@ from stead.agent.lookups import Lookups
 from stead.agent.machine import Machine
 from stead.agent.materials import Materials
 from stead.agent.nets import Nets, PodNetworks
+from stead.agent.persistence import StateOwner
 from stead.agent.startup import API_TROUBLE
 from stead.agent.streams import Server, Uploads
 from stead.agent.workshop import AgentSettings, Workshop
@@ -72,8 +73,8 @@ class Agent:
         lookups = Lookups(deps.client)
         disks = Disks(lookups, deps.materials, settings.host_disk_roots)
         self.shop = Workshop(deps.client, deps.hypervisor, disks, Nets(lookups, deps.pod_networks), settings)
-        selection = Selection(labels=f"{reading.NODE_LABEL}={settings.host_name}")
-        self._informer = Informer(deps.client, register.VIRTUAL_MACHINE_INSTANCE, selection)
+        self._selection = Selection(labels=f"{reading.NODE_LABEL}={settings.host_name}")
+        self._informer = Informer(deps.client, register.VIRTUAL_MACHINE_INSTANCE, self._selection)
         self.host = HostReporter(deps.client, settings)
         names = settings.plane_names if deps.tls is not None else None
         self.server = Server(self, deps.uploads, names)
@@ -212,20 +213,40 @@ class Agent:
             if await self._is_abandoned(uid, place) and uid not in self.machines:
                 log.warning("clearing away a machine that no instance stands for", machine=uid, name="/".join(place))
                 await bringup.release(self.shop, uid, record.prepared if record else None)
+        await self._clean_persistent()
+
+    async def _clean_persistent(self) -> None:
+        """Remove what was kept for VirtualMachines that are gone. A refusal to tell (403) means: not known to be."""
+        for owner in await asyncio.to_thread(self.shop.persistence.owners):
+            if owner.kind != "VirtualMachine" or await self._may_exist(owner):
+                continue
+            log.info(
+                "removing the persistent state of a machine that is gone", machine=f"{owner.namespace}/{owner.name}"
+            )
+            await asyncio.to_thread(self.shop.persistence.remove, owner.uid)
+
+    async def _may_exist(self, owner: StateOwner) -> bool:
+        try:
+            found = await self._deps.client.get(register.VIRTUAL_MACHINE, owner.namespace, owner.name)
+        except ApiError as error:
+            if error.code in (403, 404):
+                return error.code == 403
+            raise
+        return reading.uid(found) == owner.uid
 
     async def _is_abandoned(self, uid: str, place: tuple[str, str]) -> bool:
         """True when the API says now that there is no instance with this uid on this host."""
-        if not place[1]:
-            # Nothing tells its name: it never came to a definition or record. The fresh list decides.
-            found = await self._deps.client.list(register.VIRTUAL_MACHINE_INSTANCE)
-            return uid not in {reading.uid(vmi) for vmi in found.items}
-        try:
-            vmi = await self._deps.client.get(register.VIRTUAL_MACHINE_INSTANCE, *place)
-        except ApiError as error:
-            if error.code == 404:
-                return True
-            raise
-        return reading.uid(vmi) != uid
+        if place[1]:
+            try:
+                return reading.uid(await self._deps.client.get(register.VIRTUAL_MACHINE_INSTANCE, *place)) != uid
+            except ApiError as error:
+                if error.code == 404:
+                    return True
+                if error.code != 403:
+                    raise
+        # Nothing tells its name, or an instance of that name is bound to another host: the fresh list decides.
+        found = await self._deps.client.list(register.VIRTUAL_MACHINE_INSTANCE, self._selection)
+        return uid not in {reading.uid(vmi) for vmi in found.items}
 
     async def metrics(self) -> bytes:
         """The page of `/metrics`."""

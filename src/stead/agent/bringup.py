@@ -11,10 +11,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from stead.agent import paths
 from stead.agent import vmi as reading
-from stead.agent.disks import Owner
+from stead.agent.disks import Owner, Take, together
 from stead.agent.plan import HostSide, field_path, machine_from, memory_overhead
+from stead.agent.plan_fields import check_honoured
 from stead.agent.prepared import Prepared, Unsupported
 from stead.agent.record import Record
 from stead.agent.workshop import Workshop
@@ -25,36 +28,63 @@ from stead.network.attachment import NetworkError
 Object = dict[str, Any]
 
 
+class _Places(msgspec.Struct, frozen=True):
+    """Id and folders of a machine on this host."""
+
+    number: int
+    directory: Path
+    run_dir: Path
+    persistent: str
+
+
 async def prepare(shop: Workshop, vmi: Object) -> Prepared:
     """Everything that the machine needs before it can be defined. Raises NotReady, Unsupported, ApiError, OSError."""
-    uid = reading.uid(vmi)
-    number = await asyncio.to_thread(shop.identities.take, uid)
-    directory = await asyncio.to_thread(shop.records.directory, uid)
-    shop.sockets_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-    run_dir = await asyncio.to_thread(paths.make_directory, shop.sockets_dir, uid, uid=number, gid=number, mode=0o700)
-    owner = Owner(number, number, directory)
-    volumes = await shop.disks.prepare(vmi, owner)
-    _take_disks(shop, vmi, volumes)
-    kernel = await shop.disks.prepare_kernel(vmi, owner)
-    tables = await shop.disks.prepare_acpi_tables(vmi, owner)
-    ports = await shop.nets.prepare(vmi, number)
+    check_honoured(reading.spec(vmi))
+    places = await asyncio.to_thread(_make_places, shop, vmi)
+    owner = Owner(places.number, places.number, places.directory)
+    try:
+        volumes, kernel, tables, ports = await together(
+            shop.disks.prepare(vmi, owner, _taker(shop, vmi)),
+            shop.disks.prepare_kernel(vmi, owner),
+            shop.disks.prepare_acpi_tables(vmi, owner),
+            shop.nets.prepare(vmi, places.number),
+        )
+    except BaseException:
+        await shop.nets.release(reading.uid(vmi))
+        raise
     return Prepared(
-        uid=number, gid=number, directory=str(directory), run_dir=str(run_dir), volumes=volumes, nics=ports.nics,
-        addresses=ports.addresses, kernel=kernel, acpi_tables=tables, memory_overhead=memory_overhead(vmi),
+        uid=places.number, gid=places.number, directory=str(places.directory), run_dir=str(places.run_dir),
+        volumes=volumes, nics=ports.nics, addresses=ports.addresses, kernel=kernel, acpi_tables=tables,
+        memory_overhead=memory_overhead(vmi), persistent=places.persistent,
+        vsock_cid=shop.identities.vsock_cid(places.number) if reading.has_vsock(vmi) else 0,
     )  # fmt: skip
 
 
-def _take_disks(shop: Workshop, vmi: Object, volumes: tuple[Any, ...]) -> None:
+def _make_places(shop: Workshop, vmi: Object) -> _Places:
+    """Blocking."""
+    uid = reading.uid(vmi)
+    number = shop.identities.take(uid)
+    shop.sockets_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    run_dir = paths.make_directory(shop.sockets_dir, uid, uid=number, gid=number, mode=0o700)
+    persistent = shop.persistence.prepare(vmi, number, number)
+    return _Places(number, shop.records.directory(uid), run_dir, persistent)
+
+
+def _taker(shop: Workshop, vmi: Object) -> Take:
+    """How a volume's disk is taken for this machine: NotReady while another machine of this host has it."""
     shareable = {d["name"] for d in reading.devices(vmi).get("disks") or [] if d.get("shareable")}
-    for volume in volumes:
-        if (volume.claim or volume.kind == "hostDisk") and volume.kind != "ephemeral":
-            shop.disks_in_use.take(reading.uid(vmi), volume.path, shared=volume.name in shareable)
+    return lambda path, name: shop.disks_in_use.take(reading.uid(vmi), path, shared=name in shareable)
 
 
 def plan(shop: Workshop, vmi: Object, prepared: Prepared) -> Machine:
     """The hypervisor's machine. Raises Unsupported."""
     settings = shop.settings
-    side = HostSide(instance=settings.instance, capabilities=shop.known_capabilities(), pids_limit=settings.pids_limit)
+    side = HostSide(
+        instance=settings.instance,
+        capabilities=shop.known_capabilities(),
+        pids_limit=settings.pids_limit,
+        vsock=shop.vsock,
+    )
     return machine_from(vmi, prepared, side)
 
 
@@ -90,6 +120,7 @@ async def release(shop: Workshop, uid: str, prepared: Prepared | None) -> None:
         await asyncio.to_thread(_take_back_disks, shop, prepared)
     await asyncio.to_thread(paths.remove_tree, shop.sockets_dir, uid)
     await asyncio.to_thread(shop.records.remove, uid)
+    await asyncio.to_thread(shop.persistence.remove, uid)  # that of an instance without a VirtualMachine
     await asyncio.to_thread(shop.identities.free, uid)
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 
 POOL_SIZE = 65536
+#: first of our vsock addresses: 0 to 2 are reserved, the low ones are what others take
+VSOCK_CIDS = 0x10000
 
 
 class _Book(msgspec.Struct):
@@ -37,6 +39,10 @@ class Identities:
             return msgspec.json.decode(self._file.read_bytes(), type=_Book)
         except FileNotFoundError:
             return _Book()
+
+    def vsock_cid(self, number: int) -> int:
+        """Address of the vsock device of the machine with that id: unique on a host, since ids are."""
+        return VSOCK_CIDS + number - self._base
 
     def owner_ids(self) -> dict[str, int]:
         """All owners with their ids."""

@@ -212,6 +212,8 @@ def _attachment(interface: _Interface, ipv4: str, mac: str) -> Attachment:
     given: Object = {}
     if (interface.network.get("pod") or {}).get("vmNetworkCIDR"):
         given["guest_cidr"] = str(interface.network["pod"]["vmNetworkCIDR"])
+    if (interface.network.get("pod") or {}).get("vmIPv6NetworkCIDR"):
+        given["guest_cidr_v6"] = str(interface.network["pod"]["vmIPv6NetworkCIDR"])
     return Attachment(
         machine_uid=reading.uid(interface.vmi),
         interface=interface.name,

@@ -14,8 +14,9 @@ import msgspec
 from stead.agent import plan_devices, plan_disks
 from stead.agent import vmi as reading
 from stead.agent.plan_fields import check_honoured
-from stead.agent.prepared import Prepared
+from stead.agent.prepared import Prepared, Unsupported
 from stead.hypervisor.contract import Capabilities, Isolation, Machine
+from stead.kube import quantity as quantities
 
 Object = dict[str, Any]
 
@@ -35,6 +36,9 @@ FIELD_PATHS: dict[str, str] = {
     "graphics": "spec.domain.devices.video",
     "rng": "spec.domain.devices.rng",
     "tpm": "spec.domain.devices.tpm",
+    "tpm_state": "spec.domain.devices.tpm.persistent",
+    "vsock_cid": "spec.domain.devices.autoattachVSOCK",
+    "serial_log": "spec.domain.devices.logSerialConsole",
     "watchdog": "spec.domain.devices.watchdog",
     "inputs": "spec.domain.devices.inputs",
     "sound": "spec.domain.devices.sound",
@@ -55,6 +59,7 @@ class HostSide(msgspec.Struct, frozen=True, kw_only=True):
     instance: str
     capabilities: Capabilities
     pids_limit: int = 4096
+    vsock: bool = False
 
 
 def machine_from(vmi: Object, prepared: Prepared, host: HostSide) -> Machine:
@@ -77,6 +82,7 @@ def machine_from(vmi: Object, prepared: Prepared, host: HostSide) -> Machine:
         nics=prepared.nics,
         graphics=plan_devices.graphics_from(vmi, prepared),
         serial_socket=prepared.serial_socket if reading.has_serial_console(vmi) else "",
+        serial_log=prepared.serial_log if reading.logs_serial_console(vmi) else "",
         guest_agent=True,
         rng=reading.devices(vmi).get("rng") is not None,
         tpm=tpm,
@@ -89,11 +95,21 @@ def machine_from(vmi: Object, prepared: Prepared, host: HostSide) -> Machine:
         clock_timers=timers,
         features=plan_devices.features_from(vmi),
         panic_devices=plan_devices.panic_devices_from(vmi),
+        vsock_cid=vsock_cid(vmi, prepared, host),
         reboot_action="destroy" if reading.domain(vmi).get("rebootPolicy") == "Terminate" else "restart",
         isolation=isolation_from(vmi, prepared, host),
         metadata={"instance": host.instance, "namespace": reading.namespace(vmi), "name": reading.name(vmi)},
         software_emulation=emulated,
     )
+
+
+def vsock_cid(vmi: Object, prepared: Prepared, host: HostSide) -> int:
+    """Address of the vsock device; Unsupported where the host's kernel has none to give."""
+    if not reading.has_vsock(vmi):
+        return 0
+    if not host.vsock:
+        raise Unsupported("spec.domain.devices.autoattachVSOCK", "this host has no /dev/vhost-vsock")
+    return prepared.vsock_cid
 
 
 def memory_overhead(vmi: Object) -> int:
@@ -115,11 +131,15 @@ def isolation_from(vmi: Object, prepared: Prepared, host: HostSide) -> Isolation
     translation buffer alone may take 1 GiB), so that it stops a runaway and never a healthy guest."""
     spare = (1024 if host.capabilities.software_emulation else 0) + 512
     sockets, cores, threads = reading.topology(vmi)
+    limits = (reading.domain(vmi).get("resources") or {}).get("limits") or {}
+    most = max(reading.guest_memory(vmi), reading.size_in_bytes(limits.get("memory") or 0))
+    quota = quantities.parse(limits.get("cpu") or 0).milli()
     return Isolation(
         uid=prepared.uid,
         gid=prepared.gid,
-        memory_limit=reading.guest_memory(vmi) + memory_overhead(vmi) + spare * MI,
+        memory_limit=most + memory_overhead(vmi) + spare * MI,
         cpu_shares=min(262144, 1024 * sockets * cores * threads),
+        cpu_quota=quota if quota < 1000 * sockets * cores * threads else 0,
         pids_limit=host.pids_limit,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from stead.agent import persistence
 from stead.agent import vmi as reading
 from stead.agent.prepared import Prepared, Unsupported
 from stead.hypervisor.contract import Capabilities, Cpu, Firmware, Graphics, Memory
@@ -70,7 +71,7 @@ def firmware_from(vmi: Object, prepared: Prepared) -> Firmware:
     return Firmware(
         kind="efi" if efi else "bios",
         secure_boot=secure,
-        nvram=f"{prepared.directory}/nvram.fd" if efi else "",
+        nvram=_nvram(vmi, prepared) if efi else "",
         uuid=str(firmware.get("uuid") or ""),
         serial=str(firmware.get("serial") or ""),
         kernel=prepared.kernel.kernel,
@@ -80,6 +81,12 @@ def firmware_from(vmi: Object, prepared: Prepared) -> Firmware:
         acpi_tables=prepared.acpi_tables,
         sysinfo=sysinfo_from(vmi),
     )
+
+
+def _nvram(vmi: Object, prepared: Prepared) -> str:
+    """Where UEFI's variables lie: with the instance, or with what outlives it."""
+    folder = prepared.persistent if reading.has_persistent_efi(vmi) else prepared.directory
+    return f"{folder}/{persistence.NVRAM}"
 
 
 def sysinfo_from(vmi: Object) -> Attributes:
@@ -108,11 +115,10 @@ def graphics_from(vmi: Object, prepared: Prepared) -> Graphics | None:
 
 def tpm_from(vmi: Object, prepared: Prepared) -> tuple[str, str]:
     """(model, state directory); ("", "") without a TPM."""
-    tpm = reading.devices(vmi).get("tpm")
-    if tpm is None or tpm.get("enabled") is False:
+    if not reading.has_tpm(vmi):
         return "", ""
-    if tpm.get("persistent"):
-        raise Unsupported("spec.domain.devices.tpm.persistent", "state that outlives the instance is not honoured yet")
+    if reading.has_persistent_tpm(vmi):
+        return "tpm-crb", f"{prepared.persistent}/{persistence.TPM}"
     return "tpm-tis", ""
 
 

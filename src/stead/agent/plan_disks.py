@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from stead.agent import vmi as reading
 from stead.agent.prepared import Prepared, PreparedVolume, Unsupported
 from stead.hypervisor.contract import Disk
@@ -19,7 +21,12 @@ Object = dict[str, Any]
 def disks_from(vmi: Object, prepared: Prepared) -> tuple[Disk, ...]:
     """The disks in the VMI's order. Unsupported names the field that cannot be honoured."""
     entries = reading.devices(vmi).get("disks") or []
-    return tuple(_disk(entry, index, prepared) for index, entry in enumerate(entries))
+    sockets, cores, threads = reading.topology(vmi)
+    queues = sockets * cores * threads if reading.devices(vmi).get("blockMultiQueue") else 0
+    disks = [_disk(entry, index, prepared) for index, entry in enumerate(entries)]
+    return tuple(
+        msgspec.structs.replace(disk, queues=queues) if queues and disk.bus == "virtio" else disk for disk in disks
+    )
 
 
 def has_dedicated_io_threads(vmi: Object) -> int:
@@ -57,10 +64,6 @@ def _disk(entry: Object, index: int, prepared: Prepared) -> Disk:
     volume = prepared.volume(entry["name"])
     if volume is None and kind != "cdrom":
         raise Unsupported(path, f"has no volume named {entry['name']}")
-    if target.get("reservation"):
-        raise Unsupported(
-            f"{path}.lun.reservation", "persistent reservations are not honoured by this release of Stead"
-        )
     if kind == "lun" and volume is not None and volume.source != "block":
         raise Unsupported(f"{path}.lun", "needs a block volume")
     block = (entry.get("blockSize") or {}).get("custom") or {}

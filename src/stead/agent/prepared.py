@@ -90,6 +90,10 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kernel: PreparedKernel = PreparedKernel()
     acpi_tables: tuple[tuple[str, str], ...] = ()
     memory_overhead: int = 0
+    #: folder of what outlives the instance (UEFI variables, TPM state); "" = nothing does
+    persistent: str = ""
+    #: address of its vsock device; 0 = it has none
+    vsock_cid: int = 0
 
     def volume(self, name: str) -> PreparedVolume | None:
         """The prepared volume of that name."""
@@ -98,6 +102,10 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def serial_socket(self) -> str:
         return f"{self.run_dir}/serial0.sock"
+
+    @property
+    def serial_log(self) -> str:
+        return f"{self.directory}/serial0.log"
 
     @property
     def vnc_socket(self) -> str:

@@ -197,18 +197,38 @@ def _paused(observed: Observed, io_error: str) -> _Condition:
 
 
 def _migratable(view: View) -> list[_Condition]:
-    """LiveMigratable with the true reason, the storage's first, since that holds on every release."""
+    """LiveMigratable with the true reason: what binds the machine to this host first, then what this release lacks."""
     if view.prepared is None:
         return []
-    for volume in view.prepared.volumes:
+    reason, message = _binds_to_host(view.vmi, view.prepared) or (
+        "MigrationNotSupported",
+        "this release of Stead does not migrate running machines",
+    )
+    return [_Condition("LiveMigratable", False, reason, message)]
+
+
+def _binds_to_host(vmi: Object, prepared: Prepared) -> tuple[str, str] | None:
+    """(reason, message) of the first thing that cannot move, in KubeVirt's order; None when all could."""
+    for volume in prepared.volumes:
         if volume.claim and "ReadWriteMany" not in volume.access_modes:
-            message = (
+            return "DisksNotLiveMigratable", (
                 f"cannot migrate VMI: PVC {volume.claim} is not shared, live migration requires that all PVCs must be "
                 "shared (using ReadWriteMany access mode)"
             )
-            return [_Condition("LiveMigratable", False, "DisksNotLiveMigratable", message)]
-    message = "this release of Stead does not migrate running machines"
-    return [_Condition("LiveMigratable", False, "MigrationNotSupported", message)]
+        if volume.kind == "hostDisk":
+            return "DisksNotLiveMigratable", f"cannot migrate VMI with non-shared HostDisk {volume.name}"
+    pods = {network["name"] for network in reading.spec(vmi).get("networks") or [] if "pod" in network}
+    for interface in reading.devices(vmi).get("interfaces") or []:
+        if "bridge" in interface and interface["name"] in pods:
+            return "InterfaceNotLiveMigratable", (
+                "cannot migrate VMI which does not use masquerade, bridge with kubevirt.io/allow-pod-bridge-network-"
+                "live-migration VM annotation or a migratable plugin to connect to the pod network"
+            )
+    if prepared.persistent:
+        return "DisksNotLiveMigratable", "UEFI variables or TPM state that outlive the instance are kept on this host"
+    if (reading.domain(vmi).get("cpu") or {}).get("model") == "host-passthrough":
+        return "CPUModeLiveMigratable", "cannot migrate VMI: the CPU model host-passthrough is that of this host"
+    return None
 
 
 def _interfaces(view: View, prepared: Prepared) -> list[Object]:

@@ -98,6 +98,31 @@ def has_serial_console(vmi: Object) -> bool:
     return devices(vmi).get("autoattachSerialConsole") is not False
 
 
+def logs_serial_console(vmi: Object) -> bool:
+    """What the guest writes to its serial port is kept in a log (`logSerialConsole`)."""
+    return has_serial_console(vmi) and bool(devices(vmi).get("logSerialConsole"))
+
+
+def has_persistent_efi(vmi: Object) -> bool:
+    """UEFI's variables outlive the instance."""
+    loader = (domain(vmi).get("firmware") or {}).get("bootloader") or {}
+    return bool((loader.get("efi") or {}).get("persistent"))
+
+
+def has_tpm(vmi: Object) -> bool:
+    tpm = devices(vmi).get("tpm")
+    return tpm is not None and tpm.get("enabled") is not False
+
+
+def has_persistent_tpm(vmi: Object) -> bool:
+    """What the TPM keeps outlives the instance."""
+    return has_tpm(vmi) and bool(devices(vmi)["tpm"].get("persistent"))
+
+
+def has_vsock(vmi: Object) -> bool:
+    return bool(devices(vmi).get("autoattachVSOCK"))
+
+
 def has_graphics(vmi: Object) -> bool:
     return devices(vmi).get("autoattachGraphicsDevice") is not False
 

@@ -16,6 +16,7 @@ from stead.agent.disks import Disks
 from stead.agent.events import Events
 from stead.agent.identity import Identities
 from stead.agent.nets import Nets
+from stead.agent.persistence import Persistence
 from stead.agent.prepared import NotReady, Prepared
 from stead.agent.record import Records
 from stead.client.contract import Client
@@ -95,6 +96,8 @@ class Workshop:
         self.settings = settings
         self.records = Records(settings.machines_dir)
         self.identities = Identities(settings.state_dir / "identities.json", settings.uid_base)
+        self.persistence = Persistence(settings.state_dir / "persistent")
+        self.vsock = Path("/dev/vhost-vsock").exists()
         self.events = Events(client, settings.host_name)
         self.disks_in_use = DisksInUse()
         self.slots = asyncio.Semaphore(PARALLEL_STARTS)

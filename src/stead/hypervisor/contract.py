@@ -142,6 +142,7 @@ class Disk(_Value, frozen=True):
     physical_block_size: int = 0
     pci_address: str = ""
     tray_open: bool = False
+    queues: int = 0  # of a virtio disk; 0 = the hypervisor's choice
 
 
 class Nic(_Value, frozen=True):
@@ -178,6 +179,7 @@ class Isolation(_Value, frozen=True):
     cgroup_parent: str = ""
     memory_limit: int = 0  # bytes; 0 = none
     cpu_shares: int = 0
+    cpu_quota: int = 0  # thousandths of a host CPU; 0 = no bound
     pids_limit: int = 0
     network_namespace: str = ""
 

@@ -68,6 +68,10 @@ class NodeGuard:
             return _ALLOWED
         if asked.group == "kubevirt.io" and plural == "virtualmachineinstances":
             return self._instances(host, asked)
+        if asked.group == "kubevirt.io" and plural == "virtualmachines" and asked.verb == "get":
+            # A host must learn that a machine has gone whose state it keeps; there is nothing to see.
+            gone = self._registry.peek(register.VIRTUAL_MACHINE, asked.namespace, asked.name) is None
+            return _ALLOWED if gone and not subresource else _no("a host does not read machines, only instances")
         if asked.group == "coordination.k8s.io" and plural == "leases":
             return self._lease(host, asked)
         if asked.group == "":

@@ -80,6 +80,8 @@ def disk_element(machine: Machine, disk: Disk, target: str = "") -> ET.Element:
     for key, value in options.items():
         if value:
             driver.set(key, value)
+    if disk.queues > 1 and disk.bus == "virtio":
+        driver.set("queues", str(disk.queues))
     if thread := _io_thread(machine, disk):
         driver.set("iothread", str(thread))
     _add_source(element, disk)

@@ -22,6 +22,7 @@ from stead.hypervisor.libvirt.devices import add_devices
 METADATA_URI = "https://stead.io/machine/1"
 QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
 MEMORY_BLOCK_BYTES = 2 * 1024 * 1024  # unit in which virtio-mem grows; also its smallest alignment on x86
+_QUOTA_PERIOD_US = 100_000  # the kernel's own default
 _ONLY_UNDER_KVM = ("kvm", "hyperv")
 _TIMERS_UNDER_KVM = ("kvmclock", "hypervclock")
 # libvirt keeps each SMBIOS group together and in this order.
@@ -157,10 +158,13 @@ def _add_tuning(domain: ET.Element, machine: Machine) -> None:
     lock that much memory, which no machine needs and a libvirtd without CAP_SYS_RESOURCE cannot grant.
     """
     isolation, cpu = machine.isolation, machine.cpu
-    if isolation.cpu_shares or cpu.dedicated or cpu.emulator_cpus:
+    if isolation.cpu_shares or isolation.cpu_quota or cpu.dedicated or cpu.emulator_cpus:
         tune = ET.SubElement(domain, "cputune")
         if isolation.cpu_shares:
             _text(tune, "shares", str(isolation.cpu_shares))
+        if isolation.cpu_quota:
+            _text(tune, "global_period", str(_QUOTA_PERIOD_US))
+            _text(tune, "global_quota", str(isolation.cpu_quota * _QUOTA_PERIOD_US // 1000))
         for index, host_cpu in enumerate(cpu.dedicated):
             ET.SubElement(tune, "vcpupin", vcpu=str(index), cpuset=str(host_cpu))
         if cpu.emulator_cpus:
