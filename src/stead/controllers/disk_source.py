@@ -206,6 +206,8 @@ def _claim_annotations(data_volume: Object, resolved: Resolved) -> dict[str, str
     annotations["cdi.kubevirt.io/storage.preallocation.requested"] = "true" if spec.get("preallocation") else "false"
     if resolved.source is not None:
         annotations[SOURCE] = msgspec.json.encode(resolved.source).decode()
+        if resolved.source.get("kind") == "upload":
+            annotations["cdi.kubevirt.io/storage.upload.target"] = ""
     return annotations
 
 

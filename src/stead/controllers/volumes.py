@@ -52,6 +52,10 @@ Object = dict[str, Any]
 
 VOLUME_FINALIZER = "stead.io/volume"
 BOUND_BY, BIND_COMPLETED = "pv.kubernetes.io/bound-by-controller", "pv.kubernetes.io/bind-completed"
+#: CDI's: a claim that waits for an upload; whether its server is ready; the phase of the work
+UPLOAD_TARGET = "cdi.kubevirt.io/storage.upload.target"
+POD_READY = "cdi.kubevirt.io/storage.pod.ready"
+POD_PHASE = "cdi.kubevirt.io/storage.pod.phase"
 PROVISIONER_ANNOTATION = "volume.kubernetes.io/storage-provisioner"
 RETRY_SECONDS = 15.0
 
@@ -123,6 +127,23 @@ def build_volume(claim: Object, storage_class: Object, host: str) -> Object:
             },
         },
     }
+
+
+def cdi_annotations(claim: Object) -> dict[str, str | None]:
+    """What CDI's clients look for on a claim that is being filled (`virtctl image-upload` waits for these): the phase
+    of the work, as that of CDI's pod, and whether an upload may begin. A claim that asks for an upload becomes one.
+    """
+    found = annotations_of(claim)
+    if volume_needs.SOURCE not in found:
+        if UPLOAD_TARGET not in found or volume_needs.SELECTED_NODE in found:
+            return {}
+        return {volume_needs.SOURCE: '{"kind":"upload"}'}
+    phase = str(volume_needs.transfer_of(claim).get("phase") or "Pending")
+    wanted: dict[str, str | None] = {POD_PHASE: phase}
+    if UPLOAD_TARGET in found:
+        ready = volume_needs.HANDLE in found and phase in ("Pending", "Running")
+        wanted |= {POD_READY: "true" if ready else "false", POD_PHASE: "Running" if ready else phase}
+    return wanted
 
 
 def claim_status(claim: Object, volume: Object, now: str) -> Object:
@@ -201,6 +222,11 @@ class Volumes:
             return None
         if is_deleting(claim):
             return await self._let_go(claim)
+        marks = cdi_annotations(claim)
+        told = annotation_steps(claim, marks) if marks else []
+        if told:
+            await guarded_patch(self._client, PERSISTENT_VOLUME_CLAIM, claim, told)
+            return None
         task = self.decide(claim)
         if task.action == "select":
             annotations: dict[str, str | None] = {

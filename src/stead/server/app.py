@@ -552,7 +552,12 @@ def _no_resource() -> ApiError:
 
 
 def _unknown(catalogue: Catalogue, request: Request) -> Answer:
-    """An unknown resource: a Status (raised) below built-in groups, plain text elsewhere."""
+    """An unknown resource: a Status (raised) below built-in groups, plain text elsewhere.
+
+    Pods are forbidden, not unknown: `kubectl describe node` goes on without those that it may not see.
+    """
+    if (request.group, request.plural, request.verb) == ("", "pods", "list"):
+        raise ApiError("Forbidden", "pods is forbidden: Stead runs machines, not pods", {"kind": "pods"})
     builtin = any(s.resource.builtin and s.resource.group == request.group for s in catalogue.all)
     if builtin:
         raise _no_resource()
