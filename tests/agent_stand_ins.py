@@ -47,6 +47,7 @@ class StandInHypervisor:
         self.start_error: Exception | None = None
         self.define_error: Exception | None = None
         self.agent_answers: dict[str, Any] = {}
+        self.agent_requests: list[tuple[str, dict[str, Any]]] = []
         self.pids = iter(range(1000, 10000))
         self._listeners: list[asyncio.Queue[DriverEvent]] = []
 
@@ -149,6 +150,7 @@ class StandInHypervisor:
 
     async def agent_command(self, uid: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
         self._check(command, uid)
+        self.agent_requests.append((command, arguments or {}))
         if command not in self.agent_answers:
             raise Busy(f"{command}: the guest agent does not answer")
         return self.agent_answers[command]

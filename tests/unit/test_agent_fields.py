@@ -123,7 +123,8 @@ def samples(annotation: Any, path: str) -> list[Any]:
     for member in members:
         if get_origin(member) is Annotated:
             return samples(member, path)
-    return {int: [7], str: ["7", "Always"], list: [["7"]], dict: [{"a": "7"}]}.get(
+    tries: dict[Any, list[Any]] = {int: [7], str: ["7", "Always"], list: [["7"]], dict: [{"a": "7"}]}
+    return tries.get(get_origin(annotation) or kind, ["7"])
         get_origin(annotation) or kind, ["7"]
     )
 

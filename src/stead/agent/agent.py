@@ -28,8 +28,8 @@ from stead.agent.machine import Machine
 from stead.agent.materials import Materials
 from stead.agent.nets import Nets, PodNetworks
 from stead.agent.persistence import StateOwner
-from stead.agent.startup import API_TROUBLE
 from stead.agent.streams import Server, Uploads
+from stead.agent.trouble import API_TROUBLE
 from stead.agent.workshop import AgentSettings, Workshop
 from stead.client.contract import Client, Selection
 from stead.client.informer import Informer

@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 import structlog
 
+from stead import __version__
 from stead.agent.events import now
-from stead.agent.startup import API_TROUBLE
+from stead.agent.trouble import API_TROUBLE
 from stead.agent.workshop import AgentSettings
 from stead.client.contract import Client
 from stead.hypervisor.contract import Capabilities
@@ -200,7 +201,7 @@ def status_from(settings: AgentSettings, facts: Facts, capabilities: Capabilitie
             "kernelVersion": facts.kernel,
             "osImage": facts.os_image,
             "containerRuntimeVersion": f"stead://{capabilities.driver if capabilities else 'unknown'}",
-            "kubeletVersion": f"stead-{settings.instance}",
+            "kubeletVersion": f"v{__version__}+stead",
             "kubeProxyVersion": "",
             "operatingSystem": "linux",
             "architecture": facts.architecture,

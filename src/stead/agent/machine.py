@@ -19,6 +19,7 @@ import structlog
 from stead.agent import bringup, calls, status
 from stead.agent import vmi as reading
 from stead.agent.calls import Inbox
+from stead.agent.credentials import Credentials
 from stead.agent.ending import ASK_SECONDS, End
 from stead.agent.events import now
 from stead.agent.growth import Growth
@@ -26,8 +27,9 @@ from stead.agent.guest import Guest
 from stead.agent.policy import ALIVE, Call, Situation, Stage, Step, decide_call, decide_step
 from stead.agent.prepared import Prepared
 from stead.agent.publishing import Instance
-from stead.agent.startup import API_TROUBLE, Startup
+from stead.agent.startup import Startup
 from stead.agent.status import Problem
+from stead.agent.trouble import API_TROUBLE
 from stead.agent.watchkeeping import Probing, Storage
 from stead.agent.workshop import Workshop
 from stead.hypervisor.contract import DriverError, DriverEvent, NotFound, Observed, State, StopReason
@@ -55,6 +57,7 @@ class Machine:
         self.observed: Observed | None = None
         self.orphaned = False
         self.guest = Guest(self._ask_guest, self.wake, self._is_running)
+        self.credentials = Credentials(self._ask_guest, shop.lookups, self.wake)
         self.startup = Startup(self)
         self.end = End(self)
         self.growth = Growth(self)
@@ -144,6 +147,7 @@ class Machine:
         """End background work; the guest is left alone."""
         self._probing.stop()
         await self.guest.close()
+        await self.credentials.close()
         await self.startup.close()
         self._inbox.close()
 
@@ -236,8 +240,10 @@ class Machine:
         connected = seen is not None and seen.agent_connected and self.alive
         if connected:
             self.guest.connected()
+            self.credentials.connected(self.vmi)
         elif before is not None and before.agent_connected:
             self.guest.disconnected()
+            self.credentials.disconnected()
         if seen is not None and seen.state is State.PAUSED and not (before and before.state is State.PAUSED):
             self._log.info("the guest is paused", reason=seen.reason)
 
@@ -313,6 +319,7 @@ class Machine:
         self._stage = Stage.ENDED
         self._probing.stop()
         self.guest.disconnected()
+        self.credentials.disconnected()
 
     async def _serve(self) -> None:
         """Calls and events, in their order."""
@@ -365,6 +372,7 @@ class Machine:
             probe_ready=self._probing.ready,
             frozen=self.guest.frozen,
             io_error=self._io_error,
+            credentials=self.credentials.state if self.alive else None,
         )
 
     def _problem(self) -> Problem | None:

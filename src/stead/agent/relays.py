@@ -51,6 +51,14 @@ class Sessions:
         return sum(1 for _, held in self._holders if held == kind)
 
 
+def tail_of(path: Path, limit: int) -> bytes:
+    """The last bytes of a file that root wrote. Blocking. FileNotFoundError when there is none yet."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - limit))
+        return stream.read(limit)
+
+
 def connect_socket(path: Path) -> socket.socket:
     """Connect to a machine's unix socket safely. Blocking, local. OSError when it is not there or not a socket."""
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

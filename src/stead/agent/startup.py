@@ -10,21 +10,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import aiohttp
 import structlog
 
 from stead.agent import bringup
 from stead.agent.prepared import NotReady, Unsupported
 from stead.agent.status import Problem
+from stead.agent.trouble import API_TROUBLE
 from stead.hypervisor.contract import Busy, DriverError, Observed
-from stead.kube.errors import ApiError
 
 if TYPE_CHECKING:
     from stead.agent.machine import Machine
 
 log = structlog.get_logger(__name__)
-
-API_TROUBLE = (ApiError, OSError, TimeoutError, aiohttp.ClientError)
 
 UNSUPPORTED_RETRY_SECONDS = 300.0
 BUSY_RETRY_SECONDS = 2.0

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from stead.agent import vmi as reading
+from stead.agent.credentials import Synced, missing_commands
 from stead.agent.guestinfo import GuestInfo, GuestInterface
 from stead.agent.prepared import Address, Prepared, PreparedVolume
 from stead.hypervisor.contract import Capabilities, Observed, State, StopReason
@@ -56,6 +57,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     frozen: bool = False
     #: what the hypervisor said of the I/O error that halted the guest
     io_error: str = ""
+    #: whether the guest has the credentials that go by its agent; None where none do, or none was tried yet
+    credentials: Synced | None = None
 
 
 _ALIVE = (State.RUNNING, State.PAUSED, State.STOPPING)
@@ -150,6 +153,8 @@ _OURS = (
     "Ready",
     "Paused",
     "AgentConnected",
+    "AgentVersionNotSupported",
+    "AccessCredentialsSynchronized",
     "LiveMigratable",
     "StorageLiveMigratable",
     "Synchronized",
@@ -165,6 +170,13 @@ def _wanted(view: View) -> list[_Condition]:
         wanted.append(_paused(view.observed, view.io_error))
     if alive and view.observed is not None and view.observed.agent_connected:
         wanted.append(_Condition("AgentConnected", True))
+        missing = missing_commands(view.vmi, view.guest.commands if view.guest else ())
+        if missing:
+            wanted.append(_Condition("AgentVersionNotSupported", True, missing))
+    if alive and view.credentials is not None:
+        wanted.append(
+            _Condition("AccessCredentialsSynchronized", view.credentials.done, message=view.credentials.message)
+        )
     wanted += _migratable(view)
     if view.problem is not None:
         wanted.append(_Condition("Synchronized", False, view.problem.reason, view.problem.message))

@@ -9,6 +9,7 @@ agent's API, base `/v1/namespaces/{ns}/machines/{name}`; `/metrics` and `/health
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -35,6 +36,8 @@ BASE = "/v1/namespaces/{ns}/machines/{name}"
 CONNECT_SECONDS = 10.0
 MAX_BODY = 1024 * 1024
 MAX_FRAME = 4 * 1024 * 1024
+#: what is shown of a serial log: its end (virtlogd's own bound of a file is 2 MiB)
+MAX_LOG = 2 * 1024 * 1024
 
 
 class Uploads(Protocol):
@@ -100,6 +103,7 @@ class Server:
         app.router.add_get(f"{BASE}/filesystemlist", self._filesystem_list)
         app.router.add_get(f"{BASE}/xml", self._describe)
         app.router.add_get(f"{BASE}/stats", self._statistics)
+        app.router.add_get(f"{BASE}/seriallog", self._serial_log)
         app.router.add_get(f"{BASE}/screenshot", self._screenshot)
         app.router.add_put("/v1/volumes/{ns}/{pvc}/upload", self._upload)
         app.router.add_get("/metrics", self._metrics)
@@ -182,6 +186,15 @@ class Server:
     async def _describe(self, request: web.Request) -> web.StreamResponse:
         machine = self._machine(request)
         return web.Response(text=await machine.shop.hypervisor.describe(machine.uid), content_type="text/plain")
+
+    async def _serial_log(self, request: web.Request) -> web.StreamResponse:
+        """What the guest has written to its serial port, as far as it is kept (virtlogd turns it at its own bound)."""
+        machine = self._machine(request)
+        if not reading.logs_serial_console(machine.vmi) or machine.prepared is None:
+            raise ApiError("BadRequest", "The serial console of this VMI is not logged (logSerialConsole)")
+        path = Path(machine.prepared.serial_log)
+        text = await asyncio.to_thread(relays.tail_of, path, MAX_LOG)
+        return web.Response(body=text, content_type="text/plain")
 
     async def _statistics(self, request: web.Request) -> web.StreamResponse:
         machine = self._running(request)
@@ -269,7 +282,8 @@ class Server:
             async with asyncio.timeout(CONNECT_SECONDS):
                 reader, writer = await asyncio.open_connection(*target, limit=relays.CHUNK)
         except (OSError, TimeoutError) as error:
-            message = f"dialing VM: {target[0]}:{target[1]}: {error or 'timed out'}"
+            why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "timed out"
+            message = f"dialing VM: {target[0]}:{target[1]}: {why.lower()}"
             raise ApiError("InternalError", message) from error
         await ws.prepare(request)
         await relays.relay(ws, reader, writer)

@@ -15,6 +15,7 @@ import msgspec
 from stead.agent.disks import Disks
 from stead.agent.events import Events
 from stead.agent.identity import Identities
+from stead.agent.lookups import Lookups
 from stead.agent.nets import Nets
 from stead.agent.persistence import Persistence
 from stead.agent.prepared import NotReady, Prepared
@@ -90,6 +91,7 @@ class Workshop:
         self, client: Client, hypervisor: Hypervisor, disks: Disks, nets: Nets, settings: AgentSettings
     ) -> None:
         self.client = client
+        self.lookups = Lookups(client)
         self.hypervisor = hypervisor
         self.disks = disks
         self.nets = nets
