@@ -125,8 +125,6 @@ def samples(annotation: Any, path: str) -> list[Any]:
             return samples(member, path)
     tries: dict[Any, list[Any]] = {int: [7], str: ["7", "Always"], list: [["7"]], dict: [{"a": "7"}]}
     return tries.get(get_origin(annotation) or kind, ["7"])
-        get_origin(annotation) or kind, ["7"]
-    )
 
 
 def leaves(kind: type, path: str = "") -> Iterator[tuple[str, Any]]:
