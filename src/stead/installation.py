@@ -11,15 +11,19 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import functools
+import hashlib
 import os
 import pwd
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import yaml
 
+import stead
 from stead import pki
 from stead.config import ConfigError, Settings
 
@@ -173,7 +177,7 @@ class AlreadyRunning(Exception):
     """Another process holds the lock; `pid` is what it wrote into it."""
 
     def __init__(self, what: str, pid: int) -> None:
-        super().__init__(f"{what} runs already (pid {pid})")
+        super().__init__(f"stead {what} runs already (pid {pid or 'not known yet'})")
         self.pid = pid
 
 
@@ -185,12 +189,18 @@ def running(settings: Settings, what: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise AlreadyRunning(what, int(os.read(descriptor, 20) or b"0")) from error
+            raise AlreadyRunning(what, _pid_in(descriptor)) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _pid_in(descriptor: int) -> int:
+    """What the holder of the lock has written; 0 in the moment before it has."""
+    text = os.pread(descriptor, 20, 0)
+    return int(text) if text.isdigit() else 0
 
 
 def running_pid(settings: Settings, what: str) -> int:
@@ -202,8 +212,38 @@ def running_pid(settings: Settings, what: str) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return int(os.read(descriptor, 20) or b"0")
+        return _pid_in(descriptor)
     else:
         return 0
     finally:
         os.close(descriptor)
+
+
+def started_at(settings: Settings, what: str) -> float:
+    """When that process of ours took its place (seconds since the epoch); 0 when it does not run."""
+    if not running_pid(settings, what):
+        return 0.0
+    return (settings.run_dir / f"{what}.pid").stat().st_mtime
+
+
+@functools.cache
+def release() -> str:
+    """Identity of the code that this process runs: its environment, and a digest of the package's text."""
+    digest = hashlib.sha256()
+    package = Path(stead.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    return f"{sys.prefix} {digest.hexdigest()[:16]}"
+
+
+def note_release(settings: Settings) -> None:
+    """Leave word, beside the pid files, of what `stead up` runs."""
+    (settings.run_dir / "up.release").write_text(release(), encoding="utf-8")
+
+
+def runs_this_release(settings: Settings) -> bool:
+    """Whether the `stead up` that runs here runs the code that this process was started from."""
+    try:
+        return (settings.run_dir / "up.release").read_text(encoding="utf-8") == release()
+    except OSError:
+        return False

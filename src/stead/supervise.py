@@ -1,19 +1,23 @@
 """`stead up`: the plane and the agent as two processes, kept running, the plane without privileges.
 
 A plain loop without threads. A child that ends is started again, at first at once, then with a back-off of up to
-`MAX_DELAY`. On SIGTERM both get it too and `STOP_SECONDS` to end. Machines are children of nobody here: they go on.
-Certificates are renewed in passing, since only this process may write both halves' files.
+`MAX_DELAY`. On SIGTERM both get it too and `STOP_SECONDS` to end; when this process dies unasked, the kernel tells
+them to end, so that the next `stead up` finds their places free. Machines are children of nobody here: they go on.
+Certificates are renewed in passing, since only this process may write both halves' files. In the background, the log
+that all three write is kept below `LOG_BYTES` times `LOGS_KEPT + 1`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stead import installation
@@ -24,15 +28,27 @@ STOP_SECONDS = 15.0
 #: How long a child must have run for its next failure to count as a first one.
 STEADY_SECONDS = 60.0
 RENEW_SECONDS = 6 * 3600.0
+#: How often a child's end, a signal and the log are looked for, seconds.
+BEAT_SECONDS = 0.1
+LOG_SECONDS = 10.0
+LOG_BYTES = 16 * 1024**2
+LOGS_KEPT = 3
+#: How long systemd is let wait for an API that does not come up before it hears that we run, seconds.
+READY_SECONDS = 20.0
+#: How long `detach` waits for the process that it started to hold its place, seconds.
+START_SECONDS = 20.0
 
 
-class _Child:
+class NotStarted(Exception):
+    """`stead up` ended at once in the background; the message says where the reason stands, and its last line."""
+
+
+class Child:
     """One supervised process."""
 
-    def __init__(self, name: str, arguments: Sequence[str], settings: Settings) -> None:
+    def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
-        self._arguments = list(arguments)
-        self._settings = settings
+        self._command = list(command)
         self._process: subprocess.Popen[bytes] | None = None
         self._failures = 0
         self._started = 0.0
@@ -46,20 +62,18 @@ class _Child:
                 return
             if now - self._started > STEADY_SECONDS:
                 self._failures = 0
-            delay = min(MAX_DELAY, 0.2 * 2**self._failures) if self._failures else 0.0
+            delay = self._delay()
             self._failures += 1
             self._next = now + delay
             self._process = None
             print(f"stead up: {self.name} ended with {code}; starting it again in {delay:.1f} s", file=sys.stderr)
         if now >= self._next:
-            self._start(now)
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, cwd="/")
+            self._started = now
 
-    def _start(self, now: float) -> None:
-        owner = installation.account(self._settings) if self.name == "plane" else None
-        identity = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if owner else {}
-        command = [sys.executable, "-P", "-m", "stead.cli.main", *self._arguments, self.name]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd="/", **identity)  # type: ignore[call-overload]  # keywords chosen above
-        self._started = now
+    def _delay(self) -> float:
+        """None after the first failure, then doubling; the exponent is bounded since failures are not."""
+        return min(MAX_DELAY, 0.2 * 2.0 ** min(self._failures, 10)) if self._failures else 0.0
 
     def signal(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -68,6 +82,14 @@ class _Child:
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+
+def _command(settings: Settings, name: str, arguments: Sequence[str]) -> list[str]:
+    """setpriv(1) drops the plane's privileges and has the kernel end the child when this process is no more."""
+    owner = installation.account(settings) if name == "plane" else None
+    identity = ["--reuid", str(owner.pw_uid), "--regid", str(owner.pw_gid), "--clear-groups"] if owner else []
+    return ["setpriv", *identity, "--pdeathsig", "TERM", "--",
+            sys.executable, "-P", "-m", "stead.cli.main", *arguments, name]  # fmt: skip
 
 
 def _notify(state: str) -> None:
@@ -79,52 +101,141 @@ def _notify(state: str) -> None:
             channel.send(state.encode())
 
 
+def _api_answers(settings: Settings) -> bool:
+    """Whether somebody accepts connections where the API listens."""
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.listen_address, settings.listen_address)  # noqa: S104
+    with contextlib.suppress(OSError), socket.create_connection((address, settings.listen_port), timeout=0.2):
+        return True
+    return False
+
+
+class _Stopping:
+    """Becomes true with the first SIGTERM or SIGINT."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+        signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self._asked = True
+
+    def __bool__(self) -> bool:
+        return self._asked
+
+
 def up(settings: Settings, config: Path | None) -> None:
     """Run until SIGTERM or SIGINT. Raises ConfigError, installation.AlreadyRunning."""
+    stopping = _Stopping()
     installation.prepare(settings)
-    stopping = False
-
-    def stop(number: int, frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
     arguments = ["--config", str(config)] if config else []
     with installation.running(settings, "up"):
-        children = [_Child(name, arguments, settings) for name in ("plane", "agent")]
-        renewed = time.monotonic()
+        installation.note_release(settings)
+        _await_orphans(settings, stopping)
+        children = [Child(name, _command(settings, name, arguments)) for name in ("plane", "agent")]
+        try:
+            keep(children, stopping, _Chores(settings))
+        finally:
+            _notify("STOPPING=1")
+            stop(children)
+
+
+def _await_orphans(settings: Settings, stopping: _Stopping) -> None:
+    """Children of a supervisor that was killed end by themselves within seconds; their successors wait for that."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while not stopping and time.monotonic() < deadline:
+        if not any(installation.running_pid(settings, name) for name in ("plane", "agent")):
+            return
+        time.sleep(BEAT_SECONDS)
+
+
+class _Chores:
+    """What the loop does beside its children: readiness told once, certificates renewed, the log kept small."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._log = log_path(settings)
+        self._begun = self._renewed = self._rotated = time.monotonic()
+        self._is_told = "NOTIFY_SOCKET" not in os.environ
+
+    def __call__(self, now: float) -> None:
+        if not self._is_told and (now - self._begun > READY_SECONDS or _api_answers(self._settings)):
+            self._is_told = True
+            _notify("READY=1")
+        if now - self._renewed > RENEW_SECONDS:
+            installation.prepare(self._settings)
+            self._renewed = now
+        if now - self._rotated > LOG_SECONDS:
+            self._rotated = now
+            if _is_our_output(self._log):
+                rotate(self._log)
+
+
+def keep(children: Sequence[Child], stopping: object, chores: Callable[[float], None]) -> None:
+    """Keep the children running, and call `chores` with the time at each beat, until `stopping` is true."""
+    while not stopping:
+        now = time.monotonic()
         for child in children:
-            child.tend(time.monotonic())
-        _notify("READY=1")
-        while not stopping:
-            time.sleep(0.1)
-            now = time.monotonic()
-            for child in children:
-                child.tend(now)
-            if now - renewed > RENEW_SECONDS:
-                installation.prepare(settings)
-                renewed = now
-        _notify("STOPPING=1")
-        _stop(children)
+            child.tend(now)
+        chores(now)
+        time.sleep(BEAT_SECONDS)
 
 
-def _stop(children: list[_Child]) -> None:
+def stop(children: Sequence[Child], seconds: float = STOP_SECONDS) -> None:
+    """End the children: SIGTERM, and SIGKILL for those that still run after `seconds`. All are reaped."""
     for child in children:
         child.signal(signal.SIGTERM)
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + seconds
     while any(child.is_running for child in children) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.02)
     for child in children:
         child.signal(signal.SIGKILL)
+    while any(child.is_running for child in children):
+        time.sleep(0.02)
+
+
+def log_path(settings: Settings) -> Path:
+    """Where a Stead in the background writes."""
+    return settings.state_dir / "log" / "stead.log"
+
+
+def _is_our_output(log: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(sys.stderr.fileno()), log.stat())
+    return False
+
+
+def rotate(log: Path, size: int = LOG_BYTES, kept: int = LOGS_KEPT) -> bool:
+    """Move the text of a log larger than `size` bytes to `<log>.1`, what was there to `.2`, and so on; True if it did.
+
+    Three processes hold the file open for appending, so it is copied and cut, not renamed; lines written between the
+    two steps are lost, which a log can bear and a full disk cannot.
+    """
+    if log.stat().st_size <= size:
+        return False
+    for number in range(kept, 1, -1):
+        with contextlib.suppress(FileNotFoundError):
+            log.with_name(f"{log.name}.{number - 1}").replace(log.with_name(f"{log.name}.{number}"))
+    first = log.with_name(f"{log.name}.1")
+    try:
+        with log.open("rb") as source, os.fdopen(_create(first), "wb") as target:
+            source.seek(max(0, log.stat().st_size - size))  # bounded although somebody may write very fast
+            shutil.copyfileobj(source, target)
+    except OSError:  # no space for the copy is a reason more to cut
+        first.unlink(missing_ok=True)
+    os.truncate(log, 0)
+    return True
+
+
+def _create(path: Path, mode: int = os.O_TRUNC) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | mode, 0o640)
 
 
 def detach(settings: Settings, config: Path | None) -> int:
-    """Start `stead up` in the background with its log under the state directory; returns its pid."""
+    """Start `stead up` in the background; returns its pid once it holds its place. Raises ConfigError, NotStarted."""
     installation.prepare(settings)
-    log = os.open(
-        settings.state_dir / "log" / "stead.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640
-    )
+    path = log_path(settings)
+    log = _create(path, os.O_APPEND)
     try:
         arguments = ["--config", str(config)] if config else []
         process = subprocess.Popen(
@@ -137,4 +248,10 @@ def detach(settings: Settings, config: Path | None) -> int:
         )
     finally:
         os.close(log)
+    deadline = time.monotonic() + START_SECONDS
+    while installation.running_pid(settings, "up") != process.pid:
+        if process.poll() is not None or time.monotonic() > deadline:
+            last = path.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+            raise NotStarted(f"Stead did not start; its log is {path}. Last line: {last[-500:]}")
+        time.sleep(0.02)
     return process.pid

@@ -7,9 +7,13 @@ These read the settings, not a kubeconfig, since they make it. `status` answers 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime
 import os
 import signal
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,16 +21,18 @@ import msgspec
 
 from stead import installation, supervise
 from stead.cli import output
-from stead.cli.session import Options, Session, command
+from stead.cli.session import Options, Session, command, explained
 from stead.client.contract import Selection
 from stead.client.direct import DirectClient
 from stead.client.kubeconfig import load
 from stead.config import ConfigError, Settings
 from stead.kinds import register
+from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
 
 #: what the agent says of its hypervisor, as JSON on its Node
 CAPABILITIES = "stead.io/capabilities"
+UNIT = "stead.service"
 
 
 def _options() -> Options:
@@ -48,17 +54,46 @@ def up(detach: bool) -> None:
     settings = options.settings()
     config = options.config.resolve() if options.config else None
     try:
-        if not detach:
+        if detach:
+            _up_detached(settings, config)
+        else:
             supervise.up(settings, config)
-            return
-        pid = installation.running_pid(settings, "up")
-        if pid:
-            click.echo(f"Stead runs already (pid {pid}).")
-            return
-        pid = supervise.detach(settings, config)
-        click.echo(f"Stead starts (pid {pid}); log: {settings.state_dir / 'log' / 'stead.log'}")
-    except (ConfigError, installation.AlreadyRunning) as error:
+    except (ConfigError, installation.AlreadyRunning, supervise.NotStarted, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _up_detached(settings: Settings, config: Path | None) -> None:
+    """Start what does not run, and start anew what runs another release than the one installed."""
+    pid = installation.running_pid(settings, "up")
+    if pid and installation.runs_this_release(settings):
+        click.echo(f"Stead runs already (pid {pid}).")
+        return
+    if _is_unit_of(settings, config):
+        subprocess.run(["systemctl", "restart", UNIT], check=True)
+        click.echo(f"Stead runs as {UNIT}; its log: journalctl -u {UNIT}")
+        return
+    if pid:
+        click.echo("Stead runs an earlier release: starting this one in its place. Machines go on running.")
+        _stop(settings, pid, 30)
+    pid = supervise.detach(settings, config)
+    click.echo(f"Stead runs (pid {pid}); its log: {supervise.log_path(settings)}")
+
+
+def _is_unit_of(settings: Settings, config: Path | None) -> bool:
+    """Whether systemd keeps this installation: the unit runs the one with the default settings."""
+    by_default = config is None and settings.run_dir == Settings().run_dir
+    return by_default and Path("/run/systemd/system").is_dir() and Path("/etc/systemd/system", UNIT).exists()
+
+
+def _stop(settings: Settings, pid: int, timeout: float) -> None:
+    """End `stead up` (to systemd a clean end, after which it starts nothing). Raises click.ClickException."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout
+    while installation.running_pid(settings, "up"):
+        if time.monotonic() > deadline:
+            raise click.ClickException(f"Stead (pid {pid}) did not stop within {timeout:.0f} s")
+        time.sleep(0.05)
 
 
 @click.command()
@@ -71,12 +106,7 @@ def down(timeout: int) -> None:
     if not pid:
         click.echo("Stead does not run here.")
         return
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + timeout
-    while installation.running_pid(settings, "up"):
-        if time.monotonic() > deadline:
-            raise click.ClickException(f"Stead (pid {pid}) did not stop within {timeout} s")
-        time.sleep(0.1)
+    _stop(settings, pid, timeout)
     click.echo("Stopped. Machines go on running.")
 
 
@@ -117,28 +147,56 @@ async def _state(settings: Settings) -> dict[str, Any]:
     try:
         async with asyncio.timeout(10):
             await client.request_text("GET", "/readyz")
-            nodes = (await client.list(register.NODE)).items
-            machines = (await client.list(register.VIRTUAL_MACHINE)).items
-        for node in nodes:
-            ready: dict[str, Any] = next((c for c in node["status"].get("conditions", []) if c["type"] == "Ready"), {})
-            capabilities = msgspec.json.decode(node["metadata"].get("annotations", {}).get(CAPABILITIES, "{}"))
-            if node["metadata"]["name"] == settings.host and capabilities.get("software_emulation"):
-                state["emulation"] = capabilities.get("software_emulation_reason") or "no KVM"
-            state["hosts"].append({"name": node["metadata"]["name"], "ready": ready.get("status") == "True",
-                                   "message": ready.get("message", "")})  # fmt: skip
-        for machine in machines:
-            status = machine.get("status", {}).get("printableStatus", "Unknown")
-            state["machines"][status] = state["machines"].get(status, 0) + 1
-        mine = [host for host in state["hosts"] if host["name"] == settings.host]
-        state["ready"] = bool(mine and mine[0]["ready"])
-        if not state["ready"]:
-            state["message"] = f"host {settings.host} is not ready yet"
-    except (ApiError, OSError, TimeoutError, RuntimeError) as error:
+            await _observe(client, settings, state)
+    except Exception as error:  # aiohttp's family has no common base with OSError and ApiError
         state["message"] = f"the API does not answer: {error or type(error).__name__}"
-    except Exception as error:  # aiohttp's family has no common base with OSError
-        state["message"] = f"the API does not answer: {error}"
     finally:
         await client.close()
+    return state
+
+
+async def _observe(client: DirectClient, settings: Settings, state: dict[str, Any]) -> None:
+    """Hosts and machines into `state`, and whether this host is ready."""
+    for node in (await client.list(register.NODE)).items:
+        conditions = node.get("status", {}).get("conditions", [])
+        ready: dict[str, Any] = next((c for c in conditions if c["type"] == "Ready"), {})
+        name = node["metadata"]["name"]
+        capabilities = msgspec.json.decode(node["metadata"].get("annotations", {}).get(CAPABILITIES, "{}"))
+        if name == settings.host and capabilities.get("software_emulation"):
+            state["emulation"] = capabilities.get("software_emulation_reason") or "no KVM"
+        found = {"name": name, "ready": ready.get("status") == "True", "message": ready.get("message", "")}
+        state["hosts"].append(found)
+        if name == settings.host:
+            state["ready"] = found["ready"] and await _has_fresh_beat(client, settings)
+    for machine in (await client.list(register.VIRTUAL_MACHINE)).items:
+        status = machine.get("status", {}).get("printableStatus", "Unknown")
+        state["machines"][status] = state["machines"].get(status, 0) + 1
+    if not state["ready"]:
+        state["message"] = f"host {settings.host} is not ready yet"
+
+
+async def _has_fresh_beat(client: DirectClient, settings: Settings) -> bool:
+    """Whether the agent that runs now has reported since its start: what an earlier one said proves nothing."""
+    begun = installation.started_at(settings, "agent")
+    try:
+        lease = await client.get(register.LEASE, "kube-node-lease", settings.host)
+    except ApiError as error:
+        if error.reason != "NotFound":
+            raise
+        return False
+    moment = datetime.datetime.fromisoformat(lease["spec"]["renewTime"]).timestamp()
+    return bool(begun) and moment >= begun
+
+
+def _await_ready(settings: Settings, seconds: float) -> dict[str, Any]:
+    """The state, when it is ready or after so many seconds."""
+    deadline = time.monotonic() + seconds
+    state = asyncio.run(_state(settings))
+    with output.Progress("Stead") as progress:
+        while not state["ready"] and time.monotonic() < deadline:
+            progress.show(state["message"] or "starting")
+            time.sleep(0.2)
+            state = asyncio.run(_state(settings))
     return state
 
 
@@ -148,13 +206,7 @@ async def _state(settings: Settings) -> dict[str, Any]:
 def status(seconds: int, form: str) -> None:
     """Whether Stead runs here, and what it runs. Exit code 1 when it is not ready."""
     settings = _options().settings()
-    deadline = time.monotonic() + seconds
-    state = asyncio.run(_state(settings))
-    with output.Progress("Stead") as progress:
-        while not state["ready"] and time.monotonic() < deadline:
-            progress.show(state["message"] or "starting")
-            time.sleep(0.3)
-            state = asyncio.run(_state(settings))
+    state = _await_ready(settings, seconds)
     if form != "table":
         click.echo(output.dump(state, form))
     else:
@@ -208,43 +260,73 @@ async def next_steps(session: Session, name: str) -> None:
 
 @click.command()
 @click.option("--delete-machines-and-disks", is_flag=True, help="Also delete every machine and volume, after listing.")
-@command
-async def uninstall(session: Session, delete_machines_and_disks: bool) -> None:
+def uninstall(delete_machines_and_disks: bool) -> None:
     """Stop Stead on this host and undo its bridge, rules and state. Refused while machines or volumes exist."""
     _need_root("uninstall")
     from stead import run
 
-    machines = (await session.client.list(register.VIRTUAL_MACHINE)).items
-    machines += (await session.client.list(register.VIRTUAL_MACHINE_INSTANCE)).items
-    volumes = (await session.client.list(register.PERSISTENT_VOLUME_CLAIM, Selection())).items
-    for item in (*machines, *volumes):
-        click.echo(f"{item['kind']} {item['metadata']['namespace']}/{item['metadata']['name']}")
-    if (machines or volumes) and not delete_machines_and_disks:
-        raise click.ClickException(
-            f"{len(machines)} machines and {len(volumes)} volumes exist; "
-            "delete them first, or add --delete-machines-and-disks"
-        )
-    with output.Progress("removing") as progress:
+    options = _options()
+    settings = options.settings()
+    if not settings.plane_dir.exists():
+        click.echo(f"Stead keeps nothing on this host ({settings.plane_dir} does not exist): nothing to remove.")
+        return
+    with explained(options, settings):
+        if not installation.running_pid(settings, "up"):
+            click.echo("Stead does not run; starting it to see what it keeps.")
+            _up_detached(settings, options.config.resolve() if options.config else None)
+        state = _await_ready(settings, 60)
+        if not state["ready"]:
+            raise click.ClickException(
+                f"Stead does not become ready ({state['message']}), so what it keeps cannot be listed and removed; "
+                f"its log is {supervise.log_path(settings)}"
+            )
+        asyncio.run(_empty(settings, delete_machines_and_disks))
+        pid = installation.running_pid(settings, "up")
+        if pid:
+            _stop(settings, pid, 30)
+        asyncio.run(run.remove(settings))
+    click.echo("Stead's processes, bridge, rules and state are gone from this host.")
+
+
+async def _empty(settings: Settings, delete: bool) -> None:
+    """List every machine and volume; delete them all when told so, else refuse. Raises click.ClickException."""
+    client = DirectClient(load(installation.Files.of(settings).admin_kubeconfig))
+    session = Session(client, "", settings)
+    try:
+        machines = (await client.list(register.VIRTUAL_MACHINE)).items
+        owned = {item["metadata"]["uid"] for item in machines}
+        for item in (await client.list(register.VIRTUAL_MACHINE_INSTANCE)).items:
+            if not owned.intersection(owner["uid"] for owner in item["metadata"].get("ownerReferences", [])):
+                machines.append(item)
+        volumes = (await client.list(register.PERSISTENT_VOLUME_CLAIM, Selection())).items
+        for item in (*machines, *volumes):
+            click.echo(f"{item['kind']} {item['metadata']['namespace']}/{item['metadata']['name']}")
+        if (machines or volumes) and not delete:
+            raise click.ClickException(
+                f"{len(machines)} machines and {len(volumes)} volumes exist; "
+                "delete them first, or add --delete-machines-and-disks"
+            )
         for resource in (
             register.VIRTUAL_MACHINE, register.VIRTUAL_MACHINE_INSTANCE, register.DATA_IMPORT_CRON,
             register.DATA_VOLUME, register.PERSISTENT_VOLUME_CLAIM, register.PERSISTENT_VOLUME,
         ):  # fmt: skip
-            for item in (await session.client.list(resource)).items:
-                meta = item["metadata"]
-                namespace = meta.get("namespace")
-                progress.show(f"{resource.singular} {meta['name']}")
-                try:
-                    await session.client.delete(resource, namespace, meta["name"])
-                except ApiError as error:
-                    if error.reason != "NotFound":
-                        raise
-                await session.until_gone(resource, namespace, meta["name"], 120, progress)
-    settings = session.settings
-    pid = installation.running_pid(settings, "up")
-    if pid:
-        os.kill(pid, signal.SIGTERM)
-        async with asyncio.timeout(30):
-            while installation.running_pid(settings, "up"):
-                await asyncio.sleep(0.1)
-    await run.remove(settings)
-    click.echo("Stead's processes, bridge, rules and state are gone from this host.")
+            await _delete_all(session, resource)
+    finally:
+        await client.close()
+
+
+async def _delete_all(session: Session, resource: Resource) -> None:
+    """Delete all objects of a kind, at once, and wait until they are gone. Guests get no time: their disks go too."""
+    objects = (await session.client.list(resource)).items
+    with output.Progress("removing") as progress:
+        for item in objects:
+            meta = item["metadata"]
+            try:
+                await session.client.delete(resource, meta.get("namespace"), meta["name"], grace_seconds=0)
+            except ApiError as error:
+                if error.reason != "NotFound":
+                    raise
+        for item in objects:
+            meta = item["metadata"]
+            progress.show(f"{resource.singular} {meta['name']}")
+            await session.until_gone(resource, meta.get("namespace"), meta["name"], 120, progress)

@@ -113,12 +113,17 @@ def print_objects(objects: Sequence[Object], form: str, *, single: bool = False)
 
 
 class Progress:
-    """One line that is redrawn on a terminal; elsewhere a line whenever the text changes. Use as a context manager."""
+    """One line that is redrawn on a terminal; elsewhere a line whenever the text changes, of work with a known share
+    one at most every `PLAIN_SECONDS`. Use as a context manager.
+    """
+
+    PLAIN_SECONDS = 10.0
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._began = time.monotonic()
         self._last = ""
+        self._said = float("-inf")
         self._redraws = sys.stderr.isatty()
 
     def __enter__(self) -> Progress:
@@ -139,7 +144,8 @@ class Progress:
             sys.stderr.write(f"\r\x1b[2K{self._title}  {bar}{text}  {elapsed // 60}:{elapsed % 60:02}")
             sys.stderr.flush()
             self._last = text
-        elif text != self._last:
+        elif text != self._last and (fraction is None or time.monotonic() - self._said >= self.PLAIN_SECONDS):
+            self._said = time.monotonic()
             sys.stderr.write(f"{self._title}: {text}\n")
             sys.stderr.flush()
             self._last = text
