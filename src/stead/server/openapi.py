@@ -1,4 +1,4 @@
-"""OpenAPI documents: v3 for each group-version, v2 as JSON, made from the structural schemas.
+"""OpenAPI documents: v3 for each group-version, v2 as JSON and protobuf, made from the structural schemas.
 
 Called by `app`. Documents are made on first use, in a thread, and kept. Follows O1 to O3: every served kind has a
 schema with its group, version and kind, and a path with get, post, put, patch and delete; `patch` carries
@@ -18,6 +18,7 @@ import msgspec
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
 from stead.kube.schema import OBJECT_META
+from stead.server import openapi_protobuf
 from stead.server.answer import Answer
 from stead.server.catalogue import Catalogue, Served
 from stead.server.request import Query
@@ -36,6 +37,7 @@ class OpenApi:
         self._catalogue = catalogue
         self._documents: dict[str, tuple[bytes, str]] = {}
         self._v2: tuple[bytes, str] | None = None
+        self._v2_binary: tuple[bytes, str] | None = None
 
     async def answer(self, path: str, query: Query, headers: dict[str, str]) -> Answer | None:
         """The answer to a path below /openapi; None if there is none."""
@@ -43,11 +45,7 @@ class OpenApi:
         if path == "/openapi/v3":
             return await self._index(headers)
         if path == "/openapi/v2":
-            if accept and "json" not in accept and "*/*" not in accept:
-                raise _not_acceptable()
-            if self._v2 is None:
-                self._v2 = await asyncio.to_thread(self._make_v2)
-            return _cached(*self._v2, headers)
+            return await self._answer_v2(accept, headers)
         name = path.removeprefix("/openapi/v3/")
         if not path.startswith("/openapi/v3/") or name not in self._names():
             return None
@@ -63,6 +61,29 @@ class OpenApi:
             expires = formatdate(time() + _YEAR_SECONDS, usegmt=True)
             answer.headers += [("Cache-Control", "public, immutable"), ("Expires", expires)]
         return answer
+
+    async def _answer_v2(self, accept: str, headers: dict[str, str]) -> Answer:
+        binary = openapi_protobuf.is_asked_for(accept) and "application/json" not in accept
+        if accept and not binary and "json" not in accept and "*/*" not in accept:
+            raise _not_acceptable()
+        if self._v2 is None:
+            self._v2 = await asyncio.to_thread(self._make_v2)
+        if not binary:
+            return _cached(*self._v2, headers)
+        if self._v2_binary is None:
+            self._v2_binary = await asyncio.to_thread(self._make_v2_binary, self._v2[0])
+        answer = _cached(*self._v2_binary, headers)
+        answer.content_type = openapi_protobuf.MEDIA_TYPE
+        return answer
+
+    def _make_v2_binary(self, document: bytes) -> tuple[bytes, str]:
+        patched = []
+        for name, (group, version) in self._names().items():
+            for served in self._catalogue.in_version(group, version):
+                kind = {"group": group, "version": version, "kind": served.resource.kind}
+                patched.append((f"/{name}/{served.resource.plural}/{{name}}", kind))
+        body = openapi_protobuf.encode(msgspec.json.decode(document), patched)
+        return body, _hash(body)
 
     def _names(self) -> dict[str, tuple[str, str]]:
         """Document name → (group, version)."""
