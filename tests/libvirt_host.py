@@ -92,6 +92,9 @@ class LibvirtHost:
             if Path("/dev", folder).is_dir():
                 await self.run("mkdir", str(private / folder))
                 await self.run("mount", "--rbind", f"/dev/{folder}", str(private / folder))
+        # Mounts that lie hidden below would be moved by libvirt in vain when it gives a machine its own /dev.
+        hidden = "for m in /dev/pts /dev/shm; do while mountpoint -q $m; do umount -l $m; done; done"
+        await self.run("sh", "-c", hidden)
         await self.run("mount", "--rbind", str(private), "/dev")
 
     def _write_configuration(self) -> None:
