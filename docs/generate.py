@@ -1,7 +1,7 @@
 """Writes the reference pages that follow from the code: settings, command line, kinds.
 
-`python docs/generate.py NAME` prints a page, `--write [NAME…]` writes pages. `tests/unit/test_docs.py` checks that they are
-current. Needs `src` on PYTHONPATH or Stead installed.
+`python docs/generate.py NAME` prints a page, `--write [NAME…]` writes pages. `tests/unit/test_docs.py` checks that they
+are current. Needs `src` on PYTHONPATH or Stead installed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def settings() -> str:
     source = Path(config.__file__).read_text(encoding="utf-8")
     lines = source.splitlines()
     struct = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "Settings")
-    rows, told = [], ""
+    rows = []
     for node in struct.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        comment = []
+        comment: list[str] = []
         at = node.lineno - 2
         while lines[at].strip().startswith("#:"):
             comment.insert(0, lines[at].strip().removeprefix("#:").strip())
@@ -40,11 +40,14 @@ def settings() -> str:
         rows.append(
             f"| `{node.target.id}` | {_kind(ast.unparse(node.annotation))} | `{_plain(default)}` | {_cell(told)} |"
         )
-    return MADE + f"""# Settings
+    return (
+        MADE
+        + f"""# Settings
 
-From, the later winning: defaults; the TOML file (`--config FILE`, else `$STEAD_CONFIG`, else `{config.DEFAULT_FILE}`); the
-environment (`STEAD_` and the name in capitals, lists with commas; not for `pools`). An unknown name is an error that names it.
-Settings are read when a process starts: `stead down && stead up --detach`, or `systemctl restart stead`. Guests go on.
+From, the later winning: defaults; the TOML file (`--config FILE`, else `$STEAD_CONFIG`, else `{config.DEFAULT_FILE}`);
+the environment (`STEAD_` and the name in capitals, lists with commas; not for `pools`). An unknown name is an error
+that names it. Settings are read when a process starts: `stead down && stead up --detach`, or `systemctl restart stead`.
+Guests go on.
 
 | Setting | Type | Default | Meaning |
 |---|---|---|---|
@@ -61,6 +64,7 @@ name = "fast"
 path = "/srv/fast"
 ```
 """
+    )
 
 
 def _kind(annotation: str) -> str:
@@ -81,27 +85,31 @@ def cli() -> str:
     """Every command with its help, from click."""
     from stead.cli import main
 
-    parts = [MADE + """# The command line
+    parts = [
+        MADE
+        + """# The command line
 
-`stead COMMAND --help` says the same. Tables are for people; `-o json`, `-o yaml` and `-o name` are for programs. Colour and
-progress displays appear on a terminal only (`NO_COLOR` turns colour off).
+`stead COMMAND --help` says the same. Tables are for people; `-o json`, `-o yaml` and `-o name` are for programs.
+Colour and progress displays appear on a terminal only.
 
 ## Exit codes
 
 | Code | Meaning |
 |---|---|
 | 0 | done |
-| 1 | refused or failed; one sentence on standard error says what and, where it can, what to do. `stead status`: not ready. `stead doctor`: warnings |
-| 2 | wrong usage: an unknown option or a missing argument; an option of virt-install that `stead create` refuses. `stead doctor`: a check failed |
+| 1 | refused or failed: one sentence on standard error says what and, where it can, what to do |
+| 2 | wrong usage: an unknown option, a missing argument, or what `stead create` refuses of a virt-install line |
 | 130 | interrupted by Ctrl-C |
 
-`stead ssh` ends with the code of the remote command.
+`stead status` ends with 1 when Stead is not ready; `stead doctor` with 1 for warnings and 2 for failures; `stead ssh`
+with the code of the remote command.
 
 ## Which API
 
-The first of: `--kubeconfig FILE`; `$KUBECONFIG`; the administrator's kubeconfig of a Stead on this host, when it can be read;
-`~/.kube/config`. Commands under "This host" read the settings instead.
-"""]
+The first of: `--kubeconfig FILE`; `$KUBECONFIG`; the administrator's kubeconfig of a Stead on this host, when it can be
+read; `~/.kube/config`. Commands under "This host" read the settings instead.
+"""
+    ]
     root = main.main
     context = click.Context(root, info_name="stead", terminal_width=80, max_content_width=80)
     parts.append(f"## stead\n\n```\n{root.get_help(context).rstrip()}\n```\n")
@@ -125,17 +133,21 @@ def kinds() -> str:
     """Every served kind, from the register."""
     from stead.kinds import columns, register
 
-    parts = [MADE + """# Kinds
+    parts = [
+        MADE
+        + """# Kinds
 
-What the API serves. Fields: `kubectl explain KIND --recursive`, from the same definitions. "Verbs" is given where not all of
-create, get, list, watch, update, patch, delete and deletecollection are served. A version in brackets is served too, and not
-preferred. Columns in brackets show with `-o wide`.
-"""]
+What the API serves. Fields: `kubectl explain KIND --recursive`, from the same definitions. "Verbs" is given where not
+all of create, get, list, watch, update, patch, delete and deletecollection are served. A version in brackets is served
+too, and not preferred. Columns in brackets show with `-o wide`.
+"""
+    ]
     every = {"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
     for group in register.groups():
         members = [r for r in register.ALL if r.group == group]
         parts.append(f"## {group or 'core (v1)'}\n")
-        parts.append("| Kind | Versions | Names | Scope | Subresources | Columns | Verbs |\n|---|---|---|---|---|---|---|")
+        parts.append("| Kind | Versions | Names | Scope | Subresources | Columns | Verbs |")
+        parts.append("|---|---|---|---|---|---|---|")
         for one in sorted(members, key=lambda r: r.kind):
             others = [v for v in one.versions if v != one.version]
             versions = f"{one.version}" + "".join(f" ({v})" for v in others)
@@ -151,8 +163,9 @@ preferred. Columns in brackets show with `-o wide`.
     parts.append("""## Subresource APIs
 
 `subresources.kubevirt.io/v1` (and v1alpha3): the calls and streams of `virtctl` on `virtualmachines` and
-`virtualmachineinstances`; which there are stands in `server/lifecycle/routes.py`. `subresources.stead.io/v1alpha1`: `xml` and
-`stats` of a virtualmachineinstance, which KubeVirt has not. Uploads: `/v1beta1/upload` and its variants, as CDI's upload proxy.
+`virtualmachineinstances`; which there are stands in `server/lifecycle/routes.py`. `subresources.stead.io/v1alpha1`:
+`xml` and `stats` of a virtualmachineinstance, which KubeVirt has not. Uploads: `/v1beta1/upload` and its variants, as
+CDI's upload proxy.
 """)
     return "\n".join(parts)
 

@@ -1,4 +1,4 @@
-"""The documentation against the code: every name that it cites exists, links lead somewhere, generated pages are current."""
+"""The documentation against the code: names that it cites exist, links lead somewhere, generated pages are current."""
 
 from __future__ import annotations
 

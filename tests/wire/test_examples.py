@@ -1,7 +1,8 @@
-"""Every example is accepted as it stands: applied to a real API server with strict field validation, defaults filled in."""
+"""Every example is accepted as it stands: applied to a real API server with strict field validation."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,8 +12,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 import yaml
-from api_server import RunningServer, running_server
 
+from api_server import RunningServer, running_server
 from stead.controllers.start import ControllerOptions, run_controllers
 from stead.kinds import register
 from stead.kinds.resource import Resource
@@ -25,8 +26,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server() -> AsyncIterator[RunningServer]:
-    import asyncio
-
     async with running_server() as running:
         ready = asyncio.Event()
         # The shipped instancetypes and preferences come with the controllers' start; then they stop.
@@ -61,13 +60,13 @@ async def test_an_example_is_accepted_as_it_stands(server: RunningServer, file: 
         name = item["metadata"]["name"]
         resource = _resource(item)
         if code == 409 and answer["reason"] == "AlreadyExists":  # web01 comes in two files
-            await server.client.delete(resource, answer_namespace(item, resource), name)
+            await server.client.delete(resource, _namespace(item, resource), name)
             code, answer, warnings = await _apply(server, item)
         assert code == 201, f"{item['kind']} {name}: {answer.get('message')}"
         assert not warnings
 
 
-def answer_namespace(item: dict[str, Any], resource: Resource) -> str | None:
+def _namespace(item: dict[str, Any], resource: Resource) -> str | None:
     """Where an example's object lies."""
     return str(item["metadata"].get("namespace", "default")) if resource.namespaced else None
 
