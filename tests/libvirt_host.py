@@ -158,6 +158,8 @@ class LibvirtHost:
         """The QEMU processes of this host, by libvirt's pid files."""
         pids = []
         for pid_file in self.private("/run/libvirt/qemu").glob("*.pid"):
+            if pid_file.stem == "driver":  # libvirtd's own
+                continue
             with contextlib.suppress(ValueError, OSError):
                 pids.append(int(pid_file.read_text()))
         return pids
