@@ -42,6 +42,8 @@ class Web:
         self.ranges = True
         self.port = 0
         self.slow_seconds = 0.0
+        self.bytes_a_second = 0  # 0 = as fast as it goes
+        self.vanish_after_cut = False  # after a cut the file is not there any more
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}/{path}"
@@ -90,9 +92,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.web.slow_seconds:
             time.sleep(self.web.slow_seconds)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.wfile.write(data if cut < 0 else data[:cut])
+            self._send(memoryview(data) if cut < 0 else memoryview(data)[:cut])
         if cut >= 0:
             self.close_connection = True
+            if self.web.vanish_after_cut:
+                self.web.files.clear()
+
+    def _send(self, data: memoryview) -> None:
+        rate = self.web.bytes_a_second
+        step = max(1, rate // 40) if rate else len(data)
+        for start in range(0, len(data), step or 1):
+            self.wfile.write(data[start : start + step])
+            if rate:
+                time.sleep(step / rate)
 
 
 @contextlib.contextmanager

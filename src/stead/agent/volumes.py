@@ -28,7 +28,7 @@ from stead.client.informer import Informers, Key, key_of
 from stead.client.queue import Backoff
 from stead.images.child import TransferFailed
 from stead.images.sources import Access, Policy
-from stead.images.transfers import Source, fill
+from stead.images.transfers import Source, discard_useless, fill
 from stead.kinds import register
 from stead.kube.errors import ApiError
 from stead.storage.pools import Pool, PoolError, Volume, VolumeSpec
@@ -42,6 +42,7 @@ VOLUME_FINALIZER = "stead.io/volume"
 _ROUNDING_BYTES = 1 << 20
 _REPORT_SECONDS = 2.0
 _WRITE_SECONDS = 30.0
+_SYNC_SECONDS = 86400.0
 _FAMILY = {"upload": "Upload", "pvc": "Clone"}
 
 
@@ -90,8 +91,8 @@ class Volumes:
     async def run(self) -> None:
         """Work until cancelled; then every transfer is ended and what it had begun is removed."""
         for pool in self._pools.values():
-            for volume_uid in await asyncio.to_thread(pool.partials):
-                await asyncio.to_thread(pool.discard, volume_uid)
+            await asyncio.to_thread(discard_useless, pool)
+        self._chore(self._discard_strangers())
         self._claims.add_listener(self._claim_changed)
         self._volumes.add_listener(self._volume_changed)
         self._informers.start()
@@ -104,6 +105,13 @@ class Volumes:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _discard_strangers(self) -> None:
+        """Remove what was begun for claims that went while no agent ran."""
+        await self._claims.wait_synced(timeout_seconds=_SYNC_SECONDS)
+        known = {str(claim["metadata"]["uid"]) for claim in self._claims.objects()}
+        for pool in self._pools.values():
+            await asyncio.to_thread(discard_useless, pool, known)
 
     def _claim_changed(self, old: Object | None, new: Object | None) -> None:
         claim = new or old

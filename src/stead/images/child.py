@@ -19,7 +19,7 @@ import msgspec
 
 import stead
 from stead.images.confine import Limits
-from stead.images.worker import Job, Report
+from stead.images.jobs import Job, Report
 
 #: uids that transfers run under: never those of machines, accounts or containers' usual ranges
 FIRST_UID = 2_147_000_000
@@ -37,11 +37,15 @@ OnReport = Callable[[Report], None]
 class TransferFailed(Exception):
     """A transfer ended badly. `reason` is for conditions, the message for people; `fatal` = do not try again."""
 
-    def __init__(self, reason: str, message: str, *, fatal: bool = False, scratch: bool = False) -> None:
+    def __init__(
+        self, reason: str, message: str, *, fatal: bool = False, scratch: bool = False, resumable: bool = False
+    ) -> None:
+        """`scratch`: once more, with the whole image kept; `resumable`: what the journal names may be gone on with."""
         super().__init__(message)
         self.reason = reason
         self.fatal = fatal
         self.scratch = scratch
+        self.resumable = resumable
 
 
 @contextlib.contextmanager
@@ -72,30 +76,27 @@ def _environment() -> dict[str, str]:
 async def run_worker(job: Job, on_report: OnReport | None = None, body: AsyncIterator[bytes] | None = None) -> Report:
     """Run the import worker on a job and answer its final report; TransferFailed when that is an error.
 
-    `job.target` and `job.spill` are descriptors open in this process; they are passed on and stay open here. `body` is
+    The job's descriptors are open in this process; they are passed on and stay open here. `body` is
     an upload's data, written to the worker as fast as it takes it.
     """
     with transfer_uid() as uid:
-        descriptors = tuple(fd for fd in (job.target, job.spill) if fd >= 0)
         if uid:
-            for fd in descriptors:
+            for fd in job.descriptors:
                 os.fchown(fd, uid, uid)
         limits = Limits(uid=uid, network=job.kind != "upload", file_bytes=2 * job.limit_bytes + (2 << 30))
         try:
-            return await _worker(msgspec.structs.replace(job, limits=limits), descriptors, on_report, body)
+            return await _worker(msgspec.structs.replace(job, limits=limits), on_report, body)
         finally:
             if uid:
-                for fd in descriptors:
+                for fd in job.descriptors:
                     os.fchown(fd, 0, 0)
 
 
-async def _worker(
-    job: Job, descriptors: tuple[int, ...], on_report: OnReport | None, body: AsyncIterator[bytes] | None
-) -> Report:
+async def _worker(job: Job, on_report: OnReport | None, body: AsyncIterator[bytes] | None) -> Report:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "stead.images.worker", stdin=asyncio.subprocess.PIPE,
+        sys.executable, "-P", "-S", "-m", "stead.images.worker", stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        pass_fds=descriptors, env=_environment(), cwd="/", limit=_MAX_LINE,
+        pass_fds=job.descriptors, env=_environment(), cwd="/", limit=_MAX_LINE,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stderr is not None
@@ -118,7 +119,10 @@ async def _worker(
             told = final.error or "the import worker ended without a report"
             if not final.reason or "without a report" in told:
                 told += f" (code {process.returncode}): {(await errors).decode(errors='replace').strip()[-300:]}"
-            raise TransferFailed(final.reason or "Error", told, fatal=final.fatal, scratch=final.scratch)
+            raise TransferFailed(
+                final.reason or "Error", told, fatal=final.fatal, scratch=final.scratch,
+                resumable=final.resumable or "without a report" in told,
+            )  # fmt: skip
         return final
     except TimeoutError:
         raise TransferFailed("Error", "Unable to transfer source data: no progress for 15 minutes") from None

@@ -21,9 +21,9 @@ from pathlib import Path
 import msgspec
 
 from stead.images.child import TransferFailed, run_worker
+from stead.images.jobs import Job
 from stead.images.oci import reference_from_text
 from stead.images.sources import Access, SourceError
-from stead.images.worker import Job
 
 DEFAULT_CAP_BYTES = 50 << 30
 #: the largest single disk that is pulled, virtual or real

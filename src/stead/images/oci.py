@@ -19,7 +19,8 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from stead.images.compression import opened
-from stead.images.sources import Access, HttpStream, Response, SourceError, checksum_from_text, request
+from stead.images.sources import Access, HttpStream, SourceError, checksum_from_text, request
+from stead.images.wire import Answer
 
 _INDEX_TYPES = (
     "application/vnd.oci.image.index.v1+json",
@@ -104,7 +105,7 @@ class Registry:
         self._base = f"https://{host}/v2"
         if insecure:
             try:
-                request(f"{self._base}/", self._plain).connection.close()
+                request(f"{self._base}/", self._plain).close()
             except SourceError:
                 self._base = f"http://{host}/v2"
 
@@ -151,8 +152,8 @@ class Registry:
 
     def _manifest(self, target: str) -> tuple[str, dict[str, Any]]:
         answer = self._get(f"/{self.reference.name}/manifests/{target}")
-        data = answer.body.read(_MAX_MANIFEST_BYTES + 1)
-        answer.connection.close()
+        data = answer.read(_MAX_MANIFEST_BYTES + 1)
+        answer.close()
         if len(data) > _MAX_MANIFEST_BYTES:
             raise self._failed("its manifest is too large")
         algorithm = target.partition(":")[0] if ":" in target else "sha256"
@@ -161,16 +162,16 @@ class Registry:
             raise self._failed(f"the registry sent {digest} when asked for {target}")
         return digest, _json_object(data)
 
-    def _get(self, path: str) -> Response:
+    def _get(self, path: str) -> Answer:
         """GET with the accept header; a 401 is answered once with the credentials the challenge asks for."""
         for attempt in (1, 2):
             accept = {"Accept": ", ".join((*_INDEX_TYPES, *_MANIFEST_TYPES))}
             answer = request(self._base + path, self._plain, {**accept, **self._headers})
             if answer.status == 200:
                 return answer
-            answer.connection.close()
+            answer.close()
             if answer.status == 401 and attempt == 1:
-                self._authorise(answer.headers.get("WWW-Authenticate", ""))
+                self._authorise(answer.headers.get("www-authenticate", ""))
                 continue
             break
         raise SourceError("ImagePullFailed", f"Failed to pull image: {self.reference.host}/{self.reference.name}:"
@@ -188,8 +189,8 @@ class Registry:
         query = {k: fields[k] for k in ("service", "scope") if k in fields}
         query.setdefault("scope", f"repository:{self.reference.name}:pull")
         answer = request(f"{fields['realm']}?{urlencode(query)}", self._access)
-        data = answer.body.read(1 << 20) if answer.status == 200 else b"{}"
-        answer.connection.close()
+        data = answer.read(1 << 20) if answer.status == 200 else b"{}"
+        answer.close()
         bearer = _json_object(data).get("token") or _json_object(data).get("access_token")
         if not bearer:
             raise self._failed(f"its token server answered {answer.status}")
@@ -202,7 +203,7 @@ class Registry:
         )
 
 
-def _status_words(answer: Response) -> str:
+def _status_words(answer: Answer) -> str:
     words = {401: "authentication required", 403: "access denied", 404: "manifest unknown"}
     return words.get(answer.status, f"{answer.status} {answer.reason}")
 
@@ -227,7 +228,7 @@ def _json_object(data: bytes) -> dict[str, Any]:
         ) from error
 
 
-class _Reader:
+class TarReader:
     """A stream of pieces as the file object that tarfile reads, with a bound on what may come."""
 
     def __init__(self, pieces: Iterator[bytes], limit: int) -> None:
@@ -261,7 +262,7 @@ class _Reader:
 class TarFile:
     """One regular file inside a layer, as a Stream; reading it to its end verifies the whole layer."""
 
-    def __init__(self, blob: HttpStream, reader: _Reader, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    def __init__(self, blob: HttpStream, reader: TarReader, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         self._blob, self._reader, self._archive = blob, reader, archive
         self._handle = archive.extractfile(member)
         self.name, self.total = member.name, member.size
@@ -269,7 +270,7 @@ class TarFile:
     @classmethod
     def find(cls, blob: HttpStream, path: str, limit_bytes: int) -> TarFile | None:
         """Position at the file, or read the layer to its end and answer None."""
-        reader = _Reader(opened(blob), 2 * limit_bytes + (1 << 30))
+        reader = TarReader(opened(blob), 2 * limit_bytes + (1 << 30))
         wanted = path.strip("/")
         try:
             archive = tarfile.open(fileobj=reader, mode="r|")  # type: ignore[call-overload]  # noqa: SIM115  read() is enough

@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 
 from stead.images.child import run_worker
+from stead.images.jobs import Job
 from stead.images.sources import Access
-from stead.images.worker import Job
 
 #: longest file that is taken, bytes
 MAX_BYTES = 1 << 30

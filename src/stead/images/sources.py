@@ -3,7 +3,8 @@
 Used inside the unprivileged import worker, so it blocks and needs no event loop. Every connection goes to an address
 that was resolved here and passed the policy (no second look-up by anyone, so a name cannot change between check and
 use); every redirect is checked anew, and credentials stay with the origin they were given for. A lost connection is
-taken up again with `Range` and `If-Range`; a server that cannot do that ends the attempt, and the agent begins again.
+taken up again with `Range` and `If-Range`, by another process too; a server that cannot do that ends the attempt, and
+the agent begins again.
 Sentences follow CDI's importer (`Unable to connect to http data source: expected status code 200, got 404`).
 """
 
@@ -11,17 +12,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.client
 import ipaddress
 import re
 import socket
-import ssl
 import time
-from collections.abc import Callable
-from typing import Protocol
-from urllib.parse import urljoin, urlsplit
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
+
+from stead.images.wire import Answer, WireError, ask, set_deadline
+
+if TYPE_CHECKING:
+    import ssl
 
 CHUNK_BYTES = 1 << 20
 MAX_REDIRECTS = 10
@@ -36,10 +39,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 class SourceError(Exception):
     """A source failed. `fatal` = trying again cannot help (CDI: only a wrong checksum); `reason` goes to conditions."""
 
-    def __init__(self, reason: str, message: str, *, fatal: bool = False) -> None:
+    def __init__(self, reason: str, message: str, *, fatal: bool = False, lost: bool = False) -> None:
+        """`lost`: the source went away in the middle; what was read of it may be gone on with."""
         super().__init__(message)
         self.reason = reason
         self.fatal = fatal
+        self.lost = lost
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -121,7 +126,8 @@ class Stream(Protocol):
 def resolve(host: str, port: int, policy: Policy) -> list[str]:
     """Addresses of a host that the policy lets us reach; SourceError if there is none."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # bytes where it can be: the codec for names in other scripts takes long to load
+        found = socket.getaddrinfo(host.encode() if host.isascii() else host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise SourceError("Error", f"Unable to connect to http data source: lookup {host}: {error.strerror}") from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -137,41 +143,33 @@ def resolve(host: str, port: int, policy: Policy) -> list[str]:
     return allowed
 
 
-class Response(msgspec.Struct):
-    """An answered request; `url` is where redirects led. Read `body` to its end or close `connection`."""
-
-    status: int
-    reason: str
-    headers: http.client.HTTPMessage
-    url: str
-    connection: http.client.HTTPConnection
-    body: http.client.HTTPResponse
-
-
-def request(url: str, access: Access, headers: dict[str, str] | None = None, method: str = "GET") -> Response:
+def request(url: str, access: Access, headers: dict[str, str] | None = None, method: str = "GET") -> Answer:
     """One request, redirects followed (credentials and extra headers only to the first origin)."""
     origin = _origin(url)
     for _ in range(MAX_REDIRECTS + 1):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SourceError("Error", f"Unable to connect to http data source: {url!r} is not an http or https URL")
-        sent = {"User-Agent": "stead", "Accept-Encoding": "identity", **(headers or {})}
+        bare = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        host = bare if parts.port is None else f"{bare}:{parts.port}"
+        sent = {"Host": host, "User-Agent": "stead", "Accept-Encoding": "identity", "Connection": "close",
+                **(headers or {})}  # fmt: skip
         if _origin(url) == origin:
             sent |= _own_headers(access)
         else:
             sent.pop("Authorization", None)
         connection = _connect(parts.scheme, parts.hostname, parts.port, access)
         try:
-            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request(method, path, headers=sent)
-            body = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
+            path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+            query = quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
+            answer = ask(connection, method, url, path + (f"?{query}" if query else ""), sent)
+        except (OSError, WireError) as error:
             connection.close()
             raise SourceError("Error", f"Unable to connect to http data source: {_words(error)}") from error
-        location = body.headers.get("Location")
-        if body.status not in (301, 302, 303, 307, 308) or not location:
-            return Response(body.status, body.reason, body.headers, url, connection, body)
-        connection.close()
+        location = answer.headers.get("location")
+        if answer.status not in (301, 302, 303, 307, 308) or not location:
+            return answer
+        answer.close()
         target = urljoin(url, location)
         if parts.scheme == "https" and urlsplit(target).scheme == "http" and not access.policy.allowed:
             raise SourceError("Error", f"Unable to connect to http data source: {url} redirects from https to http")
@@ -197,27 +195,27 @@ def _own_headers(access: Access) -> dict[str, str]:
     return sent
 
 
-def _connect(scheme: str, host: str, port: int | None, access: Access) -> http.client.HTTPConnection:
+def _connect(scheme: str, host: str, port: int | None, access: Access) -> socket.socket:
     number = port or (443 if scheme == "https" else 80)
     failure: OSError | None = None
     for address in resolve(host, number, access.policy)[:4]:
         try:
-            sock = socket.create_connection((address, number), timeout=20)
-            sock.settimeout(STALL_SECONDS)
+            connection = socket.create_connection((address, number), timeout=20)
             if scheme == "https":
-                sock = _tls_context(access).wrap_socket(sock, server_hostname=host)
+                connection.settimeout(STALL_SECONDS)
+                connection = _tls_context(access).wrap_socket(connection, server_hostname=host)
+            else:
+                set_deadline(connection, STALL_SECONDS)
         except OSError as error:
             failure = error
             continue
-        connection = http.client.HTTPConnection(host, number, timeout=STALL_SECONDS)
-        connection.sock = sock  # already connected to the address that was checked
-        if port is None:
-            connection.port = connection.default_port  # so that Host carries no port
         return connection
     raise SourceError("Error", f"Unable to connect to http data source: {host}:{number}: {_words(failure)}")
 
 
 def _tls_context(access: Access) -> ssl.SSLContext:
+    import ssl  # only where it is needed: a child that imports over plain http starts faster
+
     context = ssl.create_default_context(cadata=access.ca_pem or None)
     if access.ca_pem:
         context.load_default_certs()
@@ -231,45 +229,76 @@ def _words(error: BaseException | None) -> str:
     return str(error) or type(error).__name__
 
 
+class Broken(msgspec.Struct, frozen=True):
+    """A transfer that another process began: bytes had, of how many, and which version of the object they are of."""
+
+    offset: int
+    total: int
+    validator: str
+
+
 class HttpStream:
     """An object read over HTTP, hashed as it passes; see the module text for what a lost connection does."""
 
     def __init__(
-        self, url: str, access: Access, checksum: Checksum | None = None, headers: dict[str, str] | None = None
+        self,
+        url: str,
+        access: Access,
+        checksum: Checksum | None = None,
+        headers: dict[str, str] | None = None,
+        broken: Broken | None = None,
     ) -> None:
-        """Connects; SourceError unless the server answers 200. `headers` are sent with each request (registries)."""
+        """Connects; SourceError unless the server answers 200. `headers` are sent with each request (registries).
+
+        With `broken` the rest is asked for; `offset` says then whether the server sends that (206) or all of it.
+        """
         self._url, self._access, self._extra = url, access, headers or {}
         self._checksum = checksum
         self._hash = hashlib.new(checksum.algorithm, usedforsecurity=False) if checksum else None
-        self._response = request(url, access, self._extra)
+        wanted = {"Range": f"bytes={broken.offset}-", "If-Range": broken.validator} if broken else {}
+        self._answer = request(url, access, {**self._extra, **wanted})
         self.offset = 0
         self.resumes = 0
-        if self._response.status != 200:
-            answer = self._response
+        self.total = self._answer.total
+        if broken and _continues(self._answer, broken):
+            self.offset, self.total = broken.offset, broken.total
+        elif broken and self._answer.status in (206, 416):  # of something else than what was begun
             self.close()
-            raise _bad_status(answer, 200)
-        length = self._response.headers.get("Content-Length", "")
-        self.total = int(length) if length.isdigit() else -1
-        self._validator = self._response.headers.get("ETag") or self._response.headers.get("Last-Modified") or ""
+            self._answer = request(url, access, self._extra)
+            self.total = self._answer.total
+        if self.offset == 0 and self._answer.status != 200:
+            self.close()
+            raise _bad_status(self._answer, 200)
+        self.validator = _validator(self._answer)
+
+    def hash_before(self, data: bytes | memoryview) -> None:
+        """Of a transfer that is gone on with: the bytes that were had before, in order."""
+        if self._hash:
+            self._hash.update(data)
 
     def read(self) -> bytes:
         """The next piece; verifies length and checksum at the end."""
+        piece = memoryview(bytearray(CHUNK_BYTES))
+        return bytes(piece[: self.read_into(piece)])
+
+    def read_into(self, view: memoryview) -> int:
+        """Receive the next piece into a buffer; 0 at the end, when length and checksum have been verified."""
         while True:
             try:
-                data = self._response.body.read(CHUNK_BYTES)
-            except (OSError, http.client.HTTPException) as error:
+                count = self._answer.read_into(view)
+            except (OSError, WireError) as error:
                 self._resume(_words(error))
                 continue
-            if data:
-                self.offset += len(data)
+            if count:
+                self.offset += count
                 if self._hash:
-                    self._hash.update(data)
-                return data
+                    self._hash.update(view[:count])
+                return count
             if self.total >= 0 and self.offset < self.total:
                 self._resume(f"connection closed after {self.offset} of {self.total} bytes")
                 continue
             self._verify()
-            return b""
+            return 0
 
     def _verify(self) -> None:
         if self._hash and self._checksum and self._hash.hexdigest() != self._checksum.value:
@@ -283,34 +312,60 @@ class HttpStream:
 
     def _resume(self, why: str) -> None:
         """Ask for the rest; only a 206 that continues the same object will do."""
-        self._response.connection.close()
+        self._answer.close()
         self.resumes += 1
-        if self.resumes > RESUMES or not self._validator or self._validator.startswith("W/"):
-            raise SourceError("Error", f"Unable to transfer source data to target file: {why}")
+        failed = f"Unable to transfer source data to target file: {why}"
+        if self.resumes > RESUMES or not self.validator:
+            raise SourceError("Error", failed, lost=True)
         time.sleep(min(0.2 * 2**self.resumes, 5))
-        wanted = {**self._extra, "Range": f"bytes={self.offset}-", "If-Range": self._validator}
+        wanted = {**self._extra, "Range": f"bytes={self.offset}-", "If-Range": self.validator}
         try:
-            self._response = request(self._url, self._access, wanted)
+            self._answer = request(self._url, self._access, wanted)
         except SourceError as error:
-            raise SourceError("Error", f"Unable to transfer source data to target file: {why}; then {error}") from error
-        given = self._response.headers.get("Content-Range", "")
-        if self._response.status != 206 or not given.startswith(f"bytes {self.offset}-"):
-            self._response.connection.close()
-            raise SourceError(
-                "Error", f"Unable to transfer source data to target file: {why}; the source cannot resume"
-            )
+            raise SourceError("Error", f"{failed}; then {error}", lost=True) from error
+        if not _continues(self._answer, Broken(self.offset, self.total, self.validator)):
+            self._answer.close()
+            if self._answer.status not in (200, 206):
+                raise SourceError("Error", f"{failed}; then {_bad_status(self._answer, 206)}", lost=True)
+            raise SourceError("Error", f"{failed}; the source cannot resume")
 
     def close(self) -> None:
         """Give the connection up."""
-        self._response.connection.close()
+        self._answer.close()
 
 
-def _bad_status(answer: Response, expected: int) -> SourceError:
+def _continues(answer: Answer, broken: Broken) -> bool:
+    """Whether this is the rest of that very object. Some servers pay no heed to If-Range, so what they say of the
+    object is compared here too.
+    """
+    given = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("content-range", ""))
+    same = answer.headers.get("etag") in (None, broken.validator) or not broken.validator.startswith('"')
+    if answer.status != 206 or not given or not same:
+        return False
+    return int(given[1]) == broken.offset and (broken.total < 0 or given[2] in (str(broken.total), "*"))
+
+
+def _validator(answer: Answer) -> str:
+    """What tells this version of the object from any other: a strong ETag, else a date that is a minute old at least
+    (RFC 9110, 8.8.2.2); "" when the server says neither.
+    """
+    tag, changed = answer.headers.get("etag", ""), answer.headers.get("last-modified", "")
+    if tag and not tag.startswith("W/"):
+        return tag
+    if not changed:
+        return ""
+    from email.utils import parsedate_to_datetime  # rarely needed and slow to load
+
+    try:
+        age = parsedate_to_datetime(answer.headers.get("date", "")) - parsedate_to_datetime(changed)
+        return changed if age.total_seconds() >= 60 else ""
+    except (TypeError, ValueError):
+        return ""
+
+
+def _bad_status(answer: Answer, expected: int) -> SourceError:
     return SourceError(
         "Error",
         f"Unable to connect to http data source: expected status code {expected}, got {answer.status}. "
         f"Status: {answer.status} {answer.reason}",
     )
-
-
-Opener = Callable[[], Stream]

@@ -2,7 +2,8 @@
 
 Called by the agent's volume workers and the image commands. It holds the descriptors and the order of steps; bytes are
 read by children only (`stead.images.child`). Whatever happens, the pool holds either a whole volume or none: what was
-begun is discarded on failure and on cancellation.
+begun is discarded on failure and on cancellation. Only an import from HTTP whose journal (`stead.images.journal`) names
+a checkpoint is kept under its partial name when its source or this process goes away, and gone on with next time.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from pathlib import Path
 import msgspec
 
 from stead.images.child import Program, TransferFailed, run_program, run_worker
+from stead.images.jobs import Job, Report
 from stead.images.safety import HEAD_BYTES
 from stead.images.sources import Access
-from stead.images.worker import Job, Report
 from stead.storage.overlays import create_empty
 from stead.storage.pools import Pool, PoolError, Volume, VolumeSpec
 
+#: beside the disk of a volume that is being imported: what must be seen again, how far it has come
+SPILL, JOURNAL = "spill", "journal"
 #: what is told while a transfer runs: percent done, or None while that is not known
 OnPercent = Callable[[float | None], None]
 
@@ -43,6 +46,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     #: declared by an uploader: format, length of the body
     format: str = ""
     total: int = -1
+    #: how often an import from HTTP notes how far it has come
+    checkpoint_seconds: float = 5.0
 
 
 class Filled(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,50 +156,115 @@ async def _clone(pool: Pool, spec: VolumeSpec, source_uid: str, tell: OnPercent)
 async def _import(
     pool: Pool, spec: VolumeSpec, source: Source, tell: OnPercent, body: AsyncIterator[bytes] | None
 ) -> Filled:
-    path = await asyncio.to_thread(pool.begin, spec)
-    target = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    begun = await asyncio.to_thread(_begin, pool, spec, resumable=source.kind == "http")
     try:
-        report = await _receive((path.parent, target), spec, source, tell, body)
-        volume = await asyncio.to_thread(pool.publish, spec.uid, target)
-    except BaseException:
-        await asyncio.to_thread(pool.discard, spec.uid)
+        report = await _receive(begun, spec, source, tell, body)
+        await asyncio.to_thread(begun.forget_progress)
+        volume = await asyncio.to_thread(pool.publish, spec.uid, begun.target)
+    except BaseException as failure:
+        gone_away = isinstance(failure, asyncio.CancelledError) or getattr(failure, "resumable", False)
+        if not (gone_away and begun.has_progress()):
+            await asyncio.to_thread(pool.discard, spec.uid)
         raise
     finally:
-        os.close(target)
+        begun.close()
     return Filled(volume=volume, virtual_bytes=report.virtual_bytes, digest=report.digest, labels=report.labels)
 
 
+class _Begun(msgspec.Struct, frozen=True):
+    """A volume that was begun: its folder, and descriptors of the disk, the spill and the journal (-1: none)."""
+
+    folder: Path
+    target: int
+    spill: int
+    journal: int
+
+    def has_progress(self) -> bool:
+        """Whether another attempt can go on from here."""
+        return self.journal >= 0 and os.fstat(self.journal).st_size > 0
+
+    def forget_progress(self) -> None:
+        """The disk is complete: only it is published."""
+        for name in (JOURNAL, SPILL):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the descriptors; this gives up the lock, too."""
+        for fd in (self.target, self.spill, self.journal):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _begin(pool: Pool, spec: VolumeSpec, *, resumable: bool) -> _Begun:
+    """Open what an earlier attempt left, if it can be gone on with, else begin anew. TransferFailed(Busy)."""
+    path = pool.reopen(spec) if resumable else None
+    if path is not None and not _is_gone_on_with(path.parent):
+        path = None
+    path = path or pool.begin(spec)
+    with contextlib.ExitStack() as undo:
+
+        def opened(name: str) -> int:
+            fd = os.open(path.parent / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CREAT, 0o600)
+            undo.callback(os.close, fd)
+            return fd
+
+        target = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        undo.callback(os.close, target)
+        if not pool.lock(target):
+            raise TransferFailed("Busy", f"Unable to process data: an earlier import of {spec.name} is still ending")
+        if resumable:
+            begun = _Begun(path.parent, target, opened(SPILL), opened(JOURNAL))
+        else:
+            begun = _Begun(path.parent, target, open_scratch(path.parent), -1)
+        undo.pop_all()
+    return begun
+
+
+def discard_useless(pool: Pool, known: set[str] | None = None) -> None:
+    """Remove what was begun, is not worked on by any process (another Stead may share the folder) and cannot be gone
+    on with. With `known`, the uids of the claims that there are: also what stands for none of them.
+    """
+    for volume_uid in pool.partials():
+        kept = _is_gone_on_with(pool.partial_path(volume_uid).parent) and (known is None or volume_uid in known)
+        if not kept and not pool.is_worked_on(volume_uid):
+            pool.discard(volume_uid)
+
+
+def _is_gone_on_with(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return (folder / JOURNAL).lstat().st_size > 0
+    return False
+
+
 async def _receive(
-    place: tuple[Path, int], spec: VolumeSpec, source: Source, tell: OnPercent, body: AsyncIterator[bytes] | None
+    begun: _Begun, spec: VolumeSpec, source: Source, tell: OnPercent, body: AsyncIterator[bytes] | None
 ) -> Report:
-    """Fill the begun disk (its folder and open descriptor) from an image source."""
-    folder, target = place
-    with contextlib.ExitStack() as stack:
-        spill = open_scratch(folder)
-        stack.callback(os.close, spill)
-        job = Job(
-            kind=source.kind, url=source.url, access=source.access, checksum=source.checksum, insecure=source.insecure,
-            limit_bytes=spec.size_bytes, target=target, spill=spill, format=source.format, total=source.total,
-            # an upload comes once, so what may need random access is kept whole at once
-            mode="disk",
-        )  # fmt: skip
+    """Fill the begun disk from an image source."""
+    target, spill = begun.target, begun.spill
+    job = Job(
+        kind=source.kind, url=source.url, access=source.access, checksum=source.checksum, insecure=source.insecure,
+        limit_bytes=spec.size_bytes, target=target, spill=spill, journal=begun.journal, format=source.format,
+        total=source.total, checkpoint_seconds=source.checkpoint_seconds,
+        # an upload comes once, so what may need random access is kept whole at once
+        mode="disk",
+    )  # fmt: skip
 
-        def on_report(report: Report) -> None:
-            tell(min(99.0, 100 * report.read / report.total) if report.total > 0 else None)
+    def on_report(report: Report) -> None:
+        tell(min(99.0, 100 * report.read / report.total) if report.total > 0 else None)
 
-        try:
-            report = await run_worker(job, on_report, body)
-        except TransferFailed as failure:
-            if not failure.scratch or body is not None:
-                raise
-            os.ftruncate(target, 0)
-            os.ftruncate(target, spec.size_bytes)
-            os.ftruncate(spill, 0)
-            report = await run_worker(msgspec.structs.replace(job, mode="scratch"), on_report)
-        if report.convert:
-            await convert_to_raw(spill, target, report.format, spec.size_bytes)
-            os.fsync(target)
-        return report
+    try:
+        report = await run_worker(job, on_report, body)
+    except TransferFailed as failure:
+        if not failure.scratch or body is not None:
+            raise
+        os.ftruncate(target, 0)
+        os.ftruncate(target, spec.size_bytes)
+        os.ftruncate(spill, 0)
+        report = await run_worker(msgspec.structs.replace(job, mode="scratch", journal=-1), on_report)
+    if report.convert:
+        await convert_to_raw(spill, target, report.format, spec.size_bytes)
+        os.fsync(target)
+    return report
 
 
 def open_scratch(folder: Path) -> int:

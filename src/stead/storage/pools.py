@@ -196,6 +196,39 @@ class Pool:
                 disk.truncate(spec.size_bytes)
         return partial / DISK
 
+    def reopen(self, spec: VolumeSpec) -> Path | None:
+        """The disk of an attempt at this very volume that was broken off; None when there is none to go on with."""
+        path = self.partial_path(spec.uid)
+        try:
+            record = msgspec.json.decode((path.parent / "volume.json").read_bytes(), type=_Record)
+            info = path.lstat()
+        except (OSError, msgspec.DecodeError):
+            return None
+        same = (record.uid, record.file, record.format) == (spec.uid, spec.file, spec.format)
+        return path if same and stat.S_ISREG(info.st_mode) and info.st_size == spec.size_bytes else None
+
+    @staticmethod
+    def lock(begun: int) -> bool:
+        """Mark the disk of a begun volume (its descriptor) as being worked on, for as long as it is open here or in a
+        child; False when another process has it.
+        """
+        try:
+            fcntl.flock(begun, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def is_worked_on(self, volume_uid: str) -> bool:
+        """Whether some process holds the lock of a begun volume."""
+        try:
+            fd = os.open(self.partial_path(volume_uid), os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            return not self.lock(fd)
+        finally:
+            os.close(fd)
+
     def partial_path(self, volume_uid: str) -> Path:
         """The disk of a volume that was begun and is not published."""
         return self._partial(volume_uid) / DISK
