@@ -15,6 +15,7 @@ import functools
 import hashlib
 import os
 import pwd
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -142,6 +143,22 @@ def _ensure_admin(settings: Settings, files: Files, authority: pki.Pair) -> None
     certificate, key = pki.issue_pair(authority, identity)
     pki.write_private(kept, kubeconfig(settings, files.ca.read_bytes(), certificate, key).encode())
     pki.write_private(copy, certificate, 0o644)
+
+
+def forget(settings: Settings) -> None:
+    """Remove what an installation keeps, when nothing of it runs. Disks in pools and files of others stay."""
+    for directory in (settings.plane_dir, settings.agent_dir, settings.run_dir,
+                      settings.state_dir / "log", settings.state_dir / "golden"):  # fmt: skip
+        shutil.rmtree(directory, ignore_errors=True)
+    for name in ("ca.crt", "admin.crt", "admin.kubeconfig"):
+        (settings.state_dir / name).unlink(missing_ok=True)
+    for pool in settings.all_pools:
+        if not any(pool.path.glob("*/volume.json")):
+            for name in ("pool.json", ".lock"):
+                (pool.path / name).unlink(missing_ok=True)
+    for directory in (settings.state_dir / "pools" / "default", settings.state_dir / "pools", settings.state_dir):
+        with contextlib.suppress(OSError):  # what is not empty is not only ours
+            directory.rmdir()
 
 
 def kubeconfig(settings: Settings, ca: bytes, certificate: bytes, key: bytes) -> str:

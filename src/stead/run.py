@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -218,17 +217,15 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
 
 async def remove(settings: Settings) -> None:
     """Undo what Stead made on this host: bridge, rules, state, keys. Only when nothing of ours runs any more."""
-    from stead.hypervisor.libvirt import passage
+    from stead.hypervisor.libvirt import passage, process
     from stead.network.podnetwork import PodNetwork
 
     network = PodNetwork(_network(settings))
     await network.remove()
-    await asyncio.to_thread(passage.restore, settings.agent_dir)
     await network.close()
-    for directory in (settings.plane_dir, settings.agent_dir, settings.state_dir / "log", settings.run_dir):
-        await asyncio.to_thread(shutil.rmtree, directory, True)
-    for name in ("ca.crt", "admin.crt", "admin.kubeconfig"):
-        (settings.state_dir / name).unlink(missing_ok=True)
+    await asyncio.to_thread(passage.restore, settings.agent_dir)
+    await asyncio.to_thread(process.forget_limits)
+    await asyncio.to_thread(installation.forget, settings)
 
 
 @contextlib.asynccontextmanager

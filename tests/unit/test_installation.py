@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stead import installation
-from stead.config import Settings
+from stead.config import Pool, Settings
 
 
 def settings_in(folder: Path, **more: object) -> Settings:
@@ -64,3 +64,31 @@ def test_another_release_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert installation.runs_this_release(settings)
     monkeypatch.setattr(installation, "release", lambda: "another")
     assert not installation.runs_this_release(settings)
+
+
+def test_forgetting_leaves_only_what_others_keep_there(tmp_path: Path) -> None:
+    pools = (Pool(name="default", path=tmp_path / "state/pools/default"), Pool(name="images", path=tmp_path / "images"))
+    settings = settings_in(tmp_path, pools=pools)
+    installation.prepare(settings)
+    for pool in pools:
+        pool.path.mkdir(exist_ok=True)
+        (pool.path / "pool.json").write_text("{}")
+    (tmp_path / "images/theirs.qcow2").touch()
+    (tmp_path / "state/golden").mkdir()
+    installation.forget(settings)
+    assert not (tmp_path / "state").exists()
+    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["theirs.qcow2"]
+
+
+def test_forgetting_keeps_disks_and_the_identity_of_their_pool(tmp_path: Path) -> None:
+    pool = Pool(name="default", path=tmp_path / "state/pools/default")
+    settings = settings_in(tmp_path, pools=(pool, Pool(name="images", path=tmp_path / "images")))
+    installation.prepare(settings)
+    (pool.path / "some-uid").mkdir(parents=True)
+    for name in ("pool.json", "some-uid/volume.json", "some-uid/disk.img"):
+        (pool.path / name).touch()
+    installation.forget(settings)
+    assert (pool.path / "some-uid/disk.img").exists()
+    assert (pool.path / "pool.json").exists()
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["pools"]

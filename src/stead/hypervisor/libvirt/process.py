@@ -97,6 +97,12 @@ def release_limit(uid: str) -> None:
         (_PIDS_V1 / _PIDS_PARENT / uid).rmdir()
 
 
+def forget_limits() -> None:
+    """Remove the folder of those cgroups, with the last of them; part of the removal of Stead."""
+    with contextlib.suppress(OSError):
+        (_PIDS_V1 / _PIDS_PARENT).rmdir()
+
+
 def prepare_nvram(machine: Machine, template: str) -> None:
     """The machine's UEFI variables, from the firmware's template, owned by the machine; kept when there are some.
 
