@@ -111,7 +111,9 @@ read; `~/.kube/config`. Commands under "This host" read the settings instead.
 """
     ]
     root = main.main
-    context = click.Context(root, info_name="stead", terminal_width=80, max_content_width=80)
+    context = click.Context(
+        root, info_name="stead", **{**root.context_settings, "terminal_width": 80, "max_content_width": 80}
+    )
     parts.append(f"## stead\n\n```\n{root.get_help(context).rstrip()}\n```\n")
     for path, command, inner in _commands(root, context):
         parts.append(f"## {path}\n\n```\n{command.get_help(inner).rstrip()}\n```\n")
