@@ -19,8 +19,8 @@ from stead.kinds import register
 from stead.kinds.resource import Resource
 
 #: share of replayed answers that must be exact, and that must have at least the right status
-FLOOR_EXACT = 0.74
-FLOOR_STATUS = 0.91
+FLOOR_EXACT = 0.785
+FLOOR_STATUS = 0.92
 #: servers that replay at the same time
 SERVERS = 6
 

@@ -125,14 +125,15 @@ class Verbs:
         if resource.status_subresource and not resource.builtin:
             obj.pop("status", None)
         self._check_namespace(call, obj)
-        with _warned(warnings):
-            obj = self._admit(call, served, obj, None, warnings)
-            self._check_rights(call, obj, None)
-        name = obj["metadata"]["name"]
+        # Admission comes after: what it fills in belongs to nobody.
         if managed is None:
             obj = mutation.track(served, call, None, obj)
         else:
             obj = {**obj, "metadata": {**obj["metadata"], **({"managedFields": managed} if managed else {})}}
+        with _warned(warnings):
+            obj = self._admit(call, served, obj, None, warnings)
+            self._check_rights(call, obj, None)
+        name = obj["metadata"]["name"]
         key = self.registry.key(resource, call.namespace, name)
         existing = self.registry.get(resource, call.namespace, name)
         if existing is None:
@@ -286,11 +287,11 @@ class Verbs:
             raise conflict(resource.plural, call.name, resource.group)
         self._check_uid(call, old, new, patch)
         obj = self._merged(call, old, new)
+        obj = obj if tracked else mutation.track(served, call, old, obj)
         obj = self._admit(call, served, obj, old, warnings)
         self._check_update(call, old, obj)
         self._check_rights(call, obj, old)
         obj = self._with_generation(resource, old, obj)
-        obj = obj if tracked else mutation.track(served, call, old, obj)
         if mutation.same(old, obj):
             return Outcome(200, record, warnings=warnings)
         metadata = obj["metadata"]

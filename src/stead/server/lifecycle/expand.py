@@ -25,7 +25,9 @@ def decide_expand_body(body: Json, cluster: Cluster, namespace: str) -> Decision
     home = (body.get("metadata") or {}).get("namespace")
     if home and home != namespace:
         raise bad_request(f"VM namespace must be empty or {namespace}")
-    return Decision(code=200, body={**expanded_machine(body, cluster, namespace), "status": body.get("status") or {}})
+    metadata = {**(body.get("metadata") or {}), "namespace": namespace}
+    made = expanded_machine({**body, "metadata": metadata}, cluster, namespace)
+    return Decision(code=200, body={**made, "status": body.get("status") or {}})
 
 
 def expanded_machine(machine: Json, cluster: Cluster, namespace: str) -> Json:
