@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -146,7 +147,9 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
 
     files = installation.Files.of(settings)
     pools = {pool.name: await asyncio.to_thread(Pool, pool.path, pool.name) for pool in settings.all_pools}
-    options = {"uri": settings.libvirt_uri, "state_dir": settings.agent_dir} if settings.hypervisor == "libvirt" else {}
+    options: dict[str, Any] = {}
+    if settings.hypervisor == "libvirt":
+        options = {"uri": settings.libvirt_uri, "state_dir": settings.agent_dir, "instance": settings.instance}
     agents: list[Agent] = []
 
     def uses_disk(path: Path | str) -> bool:

@@ -92,7 +92,7 @@ async def test_a_restart_of_the_host(tmp_path: Path) -> None:
 async def test_a_full_disk(tmp_path: Path) -> None:
     """A pool without space: an import fails clearly and is tried again; a guest is halted, told, and goes on."""
     async with stead_host(tmp_path, pool_bytes=120 * MIB) as stead:
-        pool = stead.settings.all_pools[0].path
+        pool = stead.settings.pools[0].path
 
         async def grow(size: int) -> None:
             await stead.host.run("mount", "-o", f"remount,size={size}", str(pool))

@@ -61,9 +61,13 @@ AGENT_SECONDS = 5
 
 
 class LibvirtHypervisor:
-    """`Hypervisor` on libvirt's QEMU driver. `state_dir` keeps the probe's answer over restarts (optional)."""
+    """`Hypervisor` on libvirt's QEMU driver. `state_dir` keeps the probe's answer over restarts (optional).
 
-    def __init__(self, uri: str = "qemu:///system", state_dir: str | Path | None = None) -> None:
+    Several Steads may share one libvirt: with `instance`, domains whose machine's metadata name another one are foreign.
+    """
+
+    def __init__(self, uri: str = "qemu:///system", state_dir: str | Path | None = None, instance: str = "") -> None:
+        self._instance = instance
         self._connection = Connection(uri, self._register, self._on_lost)
         self._uri = uri
         self._state_dir = Path(state_dir) if state_dir is not None else None
@@ -212,7 +216,7 @@ class LibvirtHypervisor:
         text = domain.XMLDesc(0)
         root = ET.fromstring(text)  # noqa: S314  # from libvirt itself
         mark = mark_from_element(root)
-        if mark is None:
+        if mark is None or (self._instance and mark.instance != self._instance):
             raise NotFound(f"observe of {uid}: the domain {domain.name()} is not one of ours")
         state, reason = state_from_libvirt(*domain.state()[:2])
         active = domain.isActive() == 1

@@ -33,13 +33,22 @@ ET.register_namespace("qemu", QEMU_URI)
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """What our metadata element says of a domain. `machine` is None when its text is not a Machine any more."""
+    """What our metadata element says of a domain. `machine` is None when its text is not a Machine any more;
+    `instance` is the Stead that defined it, if it said so.
+    """
 
     uid: str
     namespace: str
     name: str
     fingerprint: str
     machine: Machine | None
+    instance: str = ""
+
+
+class _Told(msgspec.Struct):
+    """The part of an encoded Machine of any release that says whose it is."""
+
+    metadata: dict[str, str] = {}
 
 
 def domain_name(machine: Machine) -> str:
@@ -90,7 +99,12 @@ def mark_from_element(domain: ET.Element) -> Mark | None:
         machine = msgspec.json.decode(element.text or "", type=Machine)
     except (msgspec.DecodeError, msgspec.ValidationError):
         machine = None
+    try:
+        told = msgspec.json.decode(element.text or "", type=_Told)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        told = _Told()
     return Mark(
+        instance=told.metadata.get("instance", ""),
         uid=domain.findtext("uuid", ""),
         namespace=element.get("namespace", ""),
         name=element.get("name", ""),
