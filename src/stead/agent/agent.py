@@ -161,6 +161,11 @@ class Agent:
         found.sort(key=lambda m: reading.is_deleting(m.vmi))
         return found[0] if found else None
 
+    @property
+    def knows_machines(self) -> bool:
+        """False from the start until the API has told which machines are this host's."""
+        return self._informer.synced
+
     def uses_disk(self, path: str) -> bool:
         """A machine of this host has the file as a disk or as the base of one (neither to be moved nor removed)."""
         held = (machine.prepared for machine in self.machines.values())

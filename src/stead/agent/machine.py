@@ -117,6 +117,11 @@ class Machine:
         self.shop.events.say(self.vmi, kind, reason, message)
 
     @property
+    def was_looked_at(self) -> bool:
+        """The hypervisor has been asked at least once since this task began."""
+        return self._looked_at > 0.0
+
+    @property
     def alive(self) -> bool:
         """A process of this machine was last seen."""
         return self.observed is not None and self.observed.state in ALIVE
@@ -173,6 +178,8 @@ class Machine:
             if self._look_due and not self.startup.starting:  # what shows during a start is not yet true
                 await self._look()
             self._storage.check(self)
+            if decide_step(self.situation()) is Step.ADOPT:  # before calls, which a running machine takes
+                await self._perform(Step.ADOPT)
             await self._serve()
             for _ in range(MAX_STEPS):
                 step = decide_step(self.situation())

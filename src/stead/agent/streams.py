@@ -53,6 +53,11 @@ class Host(Protocol):
 
     def machine(self, namespace: str, name: str) -> Machine | None: ...
 
+    @property
+    def knows_machines(self) -> bool:
+        """False from the agent's start until it has seen which machines are its own."""
+        ...
+
     async def metrics(self) -> bytes: ...
 
 
@@ -141,12 +146,16 @@ class Server:
     def _machine(self, request: web.Request) -> Machine:
         namespace, name = request.match_info["ns"], request.match_info["name"]
         machine = self._host.machine(namespace, name)
+        if machine is None and not self._host.knows_machines:
+            raise ApiError("ServiceUnavailable", "the agent has just started and does not know its machines yet")
         if machine is None:
             raise not_found("virtualmachineinstances", name, "kubevirt.io")
         return machine
 
     def _running(self, request: web.Request) -> Machine:
         machine = self._machine(request)
+        if not machine.alive and not machine.was_looked_at:
+            raise ApiError("ServiceUnavailable", "the agent has just started and has not looked at this machine yet")
         if not machine.alive:
             raise ApiError("Conflict", "VMI is not running")
         return machine
