@@ -67,6 +67,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     from stead.controllers.start import ControllerOptions, run_controllers
     from stead.server.api import ApiServer
     from stead.server.api import Settings as ApiSettings
+    from stead.server.roles import image_roles
     from stead.server.serve import Listener, Listening
     from stead.store.sqlite import SqliteStore
 
@@ -105,6 +106,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
             pod_cidr=settings.pod_cidr,
             pools=tuple(pool.name for pool in settings.all_pools),
             root_ca=files.ca.read_text(encoding="utf-8"),
+            roles=tuple(image_roles()),
             upload_url=settings.url,
             upload_ca=files.ca.read_text(encoding="utf-8"),
         )

@@ -18,6 +18,8 @@ from stead.server.local import LocalVerbs
 Object = dict[str, Any]
 Rule = dict[str, Any]
 
+#: where shared images lie; whoever is known may clone from there
+IMAGES_NAMESPACE = "kubevirt-os-images"
 _LABELS = {"kubernetes.io/bootstrapping": "rbac-defaults"}
 _ANNOTATIONS = {"rbac.authorization.kubernetes.io/autoupdate": "true"}
 _READ = ["get", "list", "watch"]
@@ -182,6 +184,25 @@ def default_bindings() -> list[Object]:
             "subjects": [{"apiGroup": group, "kind": "Group", "name": subject}],
         }
         for name, role, subject in pairs
+    ]  # fmt: skip
+
+
+def image_roles() -> list[Object]:
+    """The Role and RoleBinding by which everybody may make machines from the shared images."""
+    group = "rbac.authorization.k8s.io"
+    name = "os-images.stead.io:view"
+    metadata = {"name": name, "namespace": IMAGES_NAMESPACE, "labels": dict(_LABELS), "annotations": dict(_ANNOTATIONS)}
+    rules = [
+        _rule(["cdi.kubevirt.io"], ["datasources", "datavolumes", "dataimportcrons"], _READ),
+        _rule(["cdi.kubevirt.io"], ["datavolumes/source"], ["create"]),
+    ]
+    return [
+        {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": metadata, "rules": rules},
+        {
+            "apiVersion": f"{group}/v1", "kind": "RoleBinding", "metadata": metadata,
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": name},
+            "subjects": [{"apiGroup": group, "kind": "Group", "name": "system:authenticated"}],
+        },
     ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from stead.server.calls import Call, DeleteOptions, Outcome
 from stead.server.catalogue import Catalogue, Served
 from stead.server.lookup import MemoryLookup
 from stead.server.reading import ListOptions, Page, Reader
+from stead.server.references import ReferenceGuard
 from stead.server.registry import Object, Record, Registry, stored_bytes
 from stead.server.shapes import EVENTS_GROUP
 from stead.store import contract as stores
@@ -79,6 +80,7 @@ class Verbs:
         self._authorizer = authorizer
         self._lookup = MemoryLookup(registry)
         self._guard = guard
+        self._references = ReferenceGuard(authorizer)
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -571,6 +573,7 @@ class Verbs:
                 self._authorizer.check_binding_write(call.user, resource, obj, old)
             else:
                 self._authorizer.check_role_write(call.user, resource, obj, old)
+        self._references.check_write(call.user, resource, old, obj)
         if self._guard is not None:
             self._guard.check_write(call.user, resource, old, obj)
 
