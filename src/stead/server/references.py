@@ -3,9 +3,9 @@
 Called by `verbs` for every write, after admission. A clone reads somebody's disk, so whoever declares it needs `create`
 on `datavolumes/source` (cdi.kubevirt.io) in the namespace that it reads from, as in CDI. That holds for DataVolumes,
 for the dataVolumeTemplates of a VirtualMachine, and for DataSources that point elsewhere, so that each link of a chain
-was made by somebody who may read its end. Files of a pool, by name or as a kernel, are the administrator's: they need the
-right to make PersistentVolumes. Annotations by which plane and agent talk to each other are theirs alone. Pure but for
-the authorizer's look-ups; only references that a write adds are asked for.
+was made by somebody who may read its end. Files of a pool, by name or as a kernel, are the administrator's: they need
+the right to make PersistentVolumes. Annotations by which plane and agent talk to each other are theirs alone. Pure but
+for the authorizer's look-ups; only references that a write adds are asked for.
 """
 
 from __future__ import annotations
