@@ -118,7 +118,7 @@ class Result(msgspec.Struct, kw_only=True):
             target = "-" if figure.target is None else f"{figure.bound} {figure.target:g}"
             met = {True: "met", False: "MISSED", None: "-"}[figure.met]
             rows.append([key, _shown(figure.ours), _shown(figure.rival), _shown(figure.ratio), figure.unit, target, met,
-                         figure.note])  # fmt: skip
+                         figure.note or "-"])  # fmt: skip
         return rows
 
 

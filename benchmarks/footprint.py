@@ -24,13 +24,14 @@ from stead.kinds import register
 
 from . import guest, machines, rig
 from .figures import Figure, Request, Result, median
-from .processes import command, cpu_seconds, descendants, guest_ram_pss_bytes, load, named, pss_bytes
+from .processes import command, cpu_seconds, descendants, guest_ram_pss_bytes, load, named, pss_bytes, quiet
 from .processes import run as program
 
 MB = 1e6
-#: after coming up, and after guests have booted, before anything is measured
+#: after coming up, before anything is measured
 SETTLE_SECONDS = 20.0
-BOOT_SECONDS = 40.0
+#: how long guests may take to boot; a loaded machine emulates slowly
+BOOT_SECONDS = 600.0
 IDLE_SECONDS = 30.0
 #: linux/if_tun.h: the call, and IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
 TUNSETIFF = 0x400454CA
@@ -74,6 +75,7 @@ async def _cold_starts(stead: rig.Rig, times: int, rows: list[dict[str, Any]]) -
             await stead.down()
             assert stead.settings is not None
             await asyncio.to_thread(shutil.rmtree, stead.settings.state_dir)
+        await quiet(10)
         before = load()
         taken.append(await stead.up())
         rows.append({"what": "cold_start", "value": taken[-1], "unit": "s", "load": before})
@@ -123,18 +125,35 @@ async def _machines(
             (pid,) = named("qemu-system-x86", "qemu-system-x86_64") - known
             qemus.append(pid)
             bares.append(await Bare.open(pid, stead.root / f"bare-{number}"))
-        await asyncio.sleep(BOOT_SECONDS)
+        await _until_asleep([*qemus, *(bare.pid for bare in bares)])
         busy = await _cpu_share(stead, 10)
         grown = (sum(_memory(stead).values()) - sum(before.values())) / n
         each = [_beyond_ram(pid) + grown for pid in qemus]
         bare = [_beyond_ram(bare.pid) for bare in bares]
         rows.append({"what": "platform per machine", "value": grown, "unit": "bytes"})
-        rows += [{"what": "machine", "value": value, "unit": "bytes"} for value in each]
-        rows += [{"what": "bare qemu", "value": value, "unit": "bytes"} for value in bare]
+        for what, pids, found in (("machine", qemus, each), ("bare qemu", [bare.pid for bare in bares], bare)):
+            # CPU time tells whether both sides' guests got equally far: translated code is most of the memory.
+            rows += [
+                {"what": what, "value": value, "unit": "bytes", "cpu_seconds": cpu_seconds(pid)}
+                for pid, value in zip(pids, found, strict=True)
+            ]
         return each, bare, busy
     finally:
         for started in bares:
             await started.close()
+
+
+async def _until_asleep(pids: list[int]) -> None:
+    """Until all guests sleep: translated code is most of QEMU's memory, so both sides must be equally far."""
+    deadline = time.monotonic() + BOOT_SECONDS
+    calm = 0
+    while calm < 3:
+        before = [cpu_seconds(pid) for pid in pids]
+        await asyncio.sleep(4)
+        busiest = max(cpu_seconds(pid) - earlier for pid, earlier in zip(pids, before, strict=True)) / 4
+        calm = calm + 1 if busiest < 0.05 else 0
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the guests did not come to rest within {BOOT_SECONDS:.0f} s")
 
 
 def _beyond_ram(pid: int) -> float:
@@ -142,7 +161,7 @@ def _beyond_ram(pid: int) -> float:
 
 
 class Bare:
-    """A QEMU with the arguments of one of ours, started by hand: what libvirt passes open is opened by name."""
+    """A QEMU with the arguments of one of ours, started by hand; what libvirt passes open is opened by name."""
 
     def __init__(self, folder: Path, tap: str) -> None:
         self.folder = folder

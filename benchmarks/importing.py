@@ -20,7 +20,7 @@ from stead.kinds import register
 
 from . import machines, rig
 from .figures import Figure, Request, Result, interval, median
-from .processes import load
+from .processes import load, quiet
 from .processes import run as program
 
 MIB = 1 << 20
@@ -52,6 +52,7 @@ async def _measure(stead: rig.Rig, n: int, size: int) -> Result:
         for number in range(n + 1):  # the first warms the page cache of both and does not count
             for kind in KINDS:
                 row: dict[str, Any] = {"round": number, "image": kind, "load": load(), "warm_up": int(number == 0)}
+                row["idle_share"] = await quiet()
                 for side in ("ours", "rival") if number % 2 else ("rival", "ours"):
                     if side == "ours":
                         row |= await _ours(stead, f"{url}/{kind}.qcow2", f"import-{kind}-{number}", size)

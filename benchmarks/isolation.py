@@ -78,8 +78,19 @@ async def _hide_kvm(private: Path) -> None:
     await run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", private)
     nodes = [str(path) for path in sorted(Path("/dev").iterdir()) if path.name != "kvm" and not path.is_dir()]
     await run("cp", "-a", *nodes, private)
-    for folder in ("net", "pts", "shm"):
+    (private / "net").mkdir()  # with a node of its own: libvirt replaces it, which must not meet the host's
+    await run("mknod", "-m", "666", private / "net" / "tun", "c", "10", "200")
+    for folder in ("pts", "shm"):
         if Path("/dev", folder).is_dir():
             (private / folder).mkdir()
-            await run("mount", "--rbind", f"/dev/{folder}", private / folder)
+            await run("mount", "--bind", f"/dev/{folder}", private / folder)
+    await _unmount_below_dev()
     await run("mount", "--rbind", private, "/dev")
+
+
+async def _unmount_below_dev() -> None:
+    """What the new /dev will hide: libvirt moves each mount below /dev that it reads of, and fails on hidden ones."""
+    listed = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for path in reversed(listed):
+        if path.startswith("/dev/"):
+            await run("umount", "--lazy", path)

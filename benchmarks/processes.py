@@ -14,6 +14,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
+#: idle share of the CPUs from which on a sample counts as undisturbed
+QUIET = 0.8
 TICKS = os.sysconf("SC_CLK_TCK")
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")
 
@@ -76,6 +78,24 @@ def named(*names: str) -> set[int]:
 def load() -> float:
     """Load average of the last minute, kept beside every sample."""
     return os.getloadavg()[0]
+
+
+async def quiet(seconds: float = 15.0) -> float:
+    """Wait until the machine has nothing else to do, or for so long; returns the idle share of its CPUs (0 to 1)."""
+    deadline = time.monotonic() + seconds
+    while True:
+        before = _ticks()
+        await asyncio.sleep(0.5)
+        after = _ticks()
+        share = (after[1] - before[1]) / max(1, after[0] - before[0])
+        if share >= QUIET or time.monotonic() > deadline:
+            return round(share, 2)
+
+
+def _ticks() -> tuple[int, int]:
+    """All ticks of all CPUs, and the idle ones among them."""
+    fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return sum(fields), fields[3] + fields[4]
 
 
 async def until(probe: Callable[[], Awaitable[bool]], what: str, seconds: float, pause: float = 0.02) -> None:
