@@ -241,7 +241,12 @@ async def test_an_upgrade_under_running_guests(tmp_path: Path) -> None:
         assert format_of() == 2
         copy = store.with_name("store.db.format-1")
         assert copy.stat().st_mode & 0o077 == 0
-        await stead.call("web", "pause")
+
+        async def is_asked_to_pause() -> bool:
+            await stead.call("web", "pause")
+            return True
+
+        await stead.until(is_asked_to_pause, "the agent takes calls", 20)
         await stead.printable("web", "Paused")
         await stead.call("web", "unpause")
 

@@ -61,7 +61,10 @@ async def test_masquerade_ports_names_the_world_and_nothing_else(stead: SteadHos
     """
     dns = f"--no-daemon --no-resolv --no-hosts --listen-address={WORLD_ADDRESS} --bind-interfaces --port=53"
     stead.outer.in_world("dnsmasq", *dns.split(), f"--address=/answer.test/{WORLD_ADDRESS}", "--pid-file=")
-    stead.outer.in_world("python3", "-m", "http.server", "8080", "--bind", WORLD_ADDRESS, "--directory", "/var/empty")
+    site = stead.host.root / "www"
+    site.mkdir()
+    serve = ("-m", "http.server", "8080", "--bind", WORLD_ADDRESS, "--directory", str(site))
+    stead.outer.in_world("python3", *serve)
     await stead.vm("left")
     limited = {"name": "default", "masquerade": {}, "ports": [{"port": 80}]}
     base = stead.machine_of("x")["spec"]["template"]["spec"]["domain"]
