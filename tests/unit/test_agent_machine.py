@@ -534,3 +534,35 @@ async def test_uefi_variables_outlive_the_instance_and_go_with_their_machine(wor
     await world.client.delete(register.VIRTUAL_MACHINE, "ns", "web")
     await world.agent.clean()
     assert not variables.parent.exists()
+
+
+async def test_a_quick_start_is_one_write_that_says_all(world: World) -> None:
+    """Nothing between Scheduled and Running: every write wakes every watcher."""
+    written: list[Object] = []
+    patch = world.client.patch
+
+    async def noting(resource: Any, *arguments: Any, **named: Any) -> Object:
+        made: Object = await patch(resource, *arguments, **named)
+        if resource.kind == "VirtualMachineInstance":
+            written.append(made)
+        return made
+
+    world.client.patch = noting  # type: ignore[method-assign]
+    await world.create()
+    await world.running()
+    await asyncio.sleep(0.2)
+    assert len(written) == 1
+    status = written[0]["status"]
+    assert status["phase"] == "Running"
+    assert status["interfaces"][0]["ipAddress"]
+    assert {c["type"] for c in status["conditions"]} >= {"Ready", "LiveMigratable", "Synchronized"}
+
+
+async def test_a_slow_preparation_is_shown_as_it_goes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stead.agent.startup.BRIEF_SECONDS", 0.1)
+    monkeypatch.setattr("stead.agent.machine.BRIEF_SECONDS", 0.1)
+    world.materials.delay = 1.5
+    await world.create()
+    vmi = await world.until(lambda v: bool(v["status"].get("activePods")))
+    assert vmi["status"]["phase"] == "Scheduled"
+    await world.running()

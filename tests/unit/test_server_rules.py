@@ -114,3 +114,16 @@ async def test_a_form_gives_its_file_however_it_is_cut(content: bytes, size: int
 
     found = [chunk async for chunk in file_part(chunks(), "multipart/form-data; boundary=xYz")]
     assert b"".join(found) == content
+
+
+def test_a_host_may_read_what_its_instances_boot_and_carry() -> None:
+    boot = {"container": {"image": "registry/kernel", "imagePullSecret": "pull"}}
+    vmi = {
+        "spec": {
+            "domain": {"firmware": {"kernelBoot": boot}},
+            "volumes": [{"name": "account", "serviceAccount": {"serviceAccountName": "robot"}}],
+        }
+    }
+    assert node_authz.names_in(vmi, "secrets") == {"pull"}
+    assert node_authz.names_in(vmi, "configmaps") == {"kube-root-ca.crt"}
+    assert node_authz.names_in(vmi, "serviceaccounts") == {"robot"}

@@ -43,11 +43,12 @@ async def prepare(shop: Workshop, vmi: Object) -> Prepared:
     places = await asyncio.to_thread(_make_places, shop, vmi)
     owner = Owner(places.number, places.number, places.directory)
     try:
-        volumes, kernel, tables, ports = await together(
+        volumes, kernel, tables, ports, _ = await together(
             shop.disks.prepare(vmi, owner, _taker(shop, vmi)),
             shop.disks.prepare_kernel(vmi, owner),
             shop.disks.prepare_acpi_tables(vmi, owner),
             shop.nets.prepare(vmi, places.number),
+            asyncio.to_thread(shop.identities.keep),
         )
     except BaseException:
         await shop.nets.release(reading.uid(vmi))
@@ -63,7 +64,7 @@ async def prepare(shop: Workshop, vmi: Object) -> Prepared:
 def _make_places(shop: Workshop, vmi: Object) -> _Places:
     """Blocking."""
     uid = reading.uid(vmi)
-    number = shop.identities.take(uid)
+    number = shop.identities.reserve(uid)
     shop.sockets_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     run_dir = paths.make_directory(shop.sockets_dir, uid, uid=number, gid=number, mode=0o700)
     persistent = shop.persistence.prepare(vmi, number, number)
@@ -103,11 +104,12 @@ async def start(shop: Workshop, vmi: Object, prepared: Prepared, machine: Machin
     await asyncio.to_thread(shop.records.write, record)
     await shop.hypervisor.start(uid, paused=reading.starts_paused(vmi))
     try:
-        await shop.nets.settle(uid, prepared.addresses)
+        _, seen = await together(shop.nets.settle(uid, prepared.addresses), shop.hypervisor.observe(uid))
     except NetworkError as error:
         await shop.hypervisor.stop(uid)
         raise contract.Failed(f"network of {machine.namespace}/{machine.name}: {error}") from error
-    return await shop.hypervisor.observe(uid)
+    running: Observed = seen
+    return running
 
 
 async def release(shop: Workshop, uid: str, prepared: Prepared | None) -> None:

@@ -33,6 +33,7 @@ class Identities:
         self._base = base
         self._lock = threading.Lock()
         self._book = self._read()
+        self._changed = False
 
     def _read(self) -> _Book:
         try:
@@ -51,7 +52,21 @@ class Identities:
     def take(self, owner: str) -> int:
         """The id of `owner`: the one it has, else a free one. RuntimeError when all are taken."""
         with self._lock:
+            number = self._base + self._take(owner)
+        self.keep()
+        return number
+
+    def reserve(self, owner: str) -> int:
+        """As `take`, without touching the disk: `keep` must be through before anything runs under the id."""
+        with self._lock:
             return self._base + self._take(owner)
+
+    def keep(self) -> None:
+        """Write the book, if it changed since it was last written. Blocking."""
+        with self._lock:
+            if self._changed:
+                self._write()
+                self._changed = False
 
     def _take(self, owner: str) -> int:
         if owner in self._book.owners:
@@ -64,14 +79,15 @@ class Identities:
             offset = (offset + 1) % POOL_SIZE
         self._book.owners[owner] = offset
         self._book.next = (offset + 1) % POOL_SIZE
-        self._write()
+        self._changed = True
         return offset
 
     def free(self, owner: str) -> None:
         """Give the id back. No-op for a stranger."""
         with self._lock:
             if self._book.owners.pop(owner, None) is not None:
-                self._write()
+                self._changed = True
+        self.keep()
 
     def _write(self) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,8 @@ from stead.kube.errors import ApiError
 Object = dict[str, Any]
 
 DRIVER = "stead.io"
+#: ConfigMap in each namespace with the API's certificate authority
+ROOT_CA = "kube-root-ca.crt"
 
 
 class Lookups:
@@ -101,7 +103,7 @@ class Lookups:
         return RegistryAccess(username=user, password=password, ca=authority)
 
     async def service_account_files(self, namespace: str, name: str) -> dict[str, bytes]:
-        """`token` (asked for this hour) and `namespace` of a ServiceAccount, as a pod would find them."""
+        """`token` (asked for this hour), `namespace` and `ca.crt` of a ServiceAccount, as a pod would find them."""
         request: Object = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenRequest",
@@ -113,7 +115,9 @@ class Lookups:
         except ApiError as error:
             raise NotReady("FailedMount", f"no token for ServiceAccount {name}: {error.message}", 30) from error
         token = str((answer.get("status") or {}).get("token", ""))
-        return {"token": token.encode(), "namespace": namespace.encode()}
+        files = {"token": token.encode(), "namespace": namespace.encode()}
+        authority = (await self.config_map(namespace, ROOT_CA, optional=True)).get("data") or {}
+        return files | {name: text.encode() for name, text in authority.items() if name == "ca.crt"}
 
     async def network_definition(self, namespace: str, name: str) -> Object:
         """Parsed `spec.config` of a NetworkAttachmentDefinition; `name` may be `namespace/name`."""

@@ -27,7 +27,7 @@ from stead.agent.guest import Guest
 from stead.agent.policy import ALIVE, Call, Situation, Stage, Step, decide_call, decide_step
 from stead.agent.prepared import Prepared
 from stead.agent.publishing import Instance
-from stead.agent.startup import Startup
+from stead.agent.startup import BRIEF_SECONDS, Startup
 from stead.agent.status import Problem
 from stead.agent.trouble import API_TROUBLE
 from stead.agent.watchkeeping import Probing, Storage
@@ -168,6 +168,9 @@ class Machine:
             self.startup.started_before = self._ran = True
         if reading.is_final(self.vmi):
             self._stage = Stage.ENDED
+        if record is None and not self._ran:
+            self._look_due = False  # it was never started here: if that is wrong, defining it will say so
+            self._looked_at = asyncio.get_running_loop().time()
 
     async def _turn(self) -> float:
         """One turn: take in, act, tell. Returns how long to sleep."""
@@ -208,6 +211,8 @@ class Machine:
         time = asyncio.get_running_loop().time()
         due = [LOOK_SECONDS, *self.end.deadlines(time)]
         due += [at - time for at in (self.startup.held_until, self._instance.retry_at) if at > time]
+        if self.startup.is_brief:
+            due.append(BRIEF_SECONDS)
         if self._storage.watching:
             due.append(self._storage.interval)
         return min(due)
@@ -351,6 +356,8 @@ class Machine:
 
     async def _publish(self) -> None:
         making = self._making()
+        if self.startup.is_brief and self.startup.problem is None:
+            return  # the first status of a machine says all: Running
         if making is not None and not self.orphaned and self._stage is not Stage.RELEASED:
             await self._instance.publish(making)
             if self._instance.vanished:

@@ -132,8 +132,10 @@ def make_directory(root: Path, name: str, *, uid: int = 0, gid: int = 0, mode: i
     return root / name
 
 
-def write_file(root: Path, relative: str, content: bytes, *, uid: int = 0, gid: int = 0, mode: int = 0o600) -> None:
-    """Write a small file whole; readers see the old or the new one."""
+def write_file(
+    root: Path, relative: str, content: bytes, *, uid: int = 0, gid: int = 0, mode: int = 0o600, durable: bool = True
+) -> None:
+    """Write a small file whole; readers see the old or the new one. `durable`: it survives a loss of power."""
     temporary = f"{relative}.new"
     descriptor = open_beneath(root, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as stream:
@@ -141,7 +143,8 @@ def write_file(root: Path, relative: str, content: bytes, *, uid: int = 0, gid: 
         os.fchmod(stream.fileno(), mode)
         stream.write(content)
         stream.flush()
-        os.fsync(stream.fileno())
+        if durable:
+            os.fsync(stream.fileno())
     os.replace(root / temporary, root / relative)
 
 

@@ -44,8 +44,8 @@ class Records:
         return paths.make_directory(self.folder, uid, mode=0o711)
 
     def write(self, record: Record) -> None:
-        """Keep a record, durably."""
-        paths.write_file(self.directory(record.uid), _FILE, msgspec.json.encode(record))
+        """Keep a record over the agent's end. Not over a loss of power, which ends all machines: no need to wait."""
+        paths.write_file(self.directory(record.uid), _FILE, msgspec.json.encode(record), durable=False)
 
     def read(self, uid: str) -> Record | None:
         """The record of a machine; None if there is none that can be read."""

@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 UNSUPPORTED_RETRY_SECONDS = 300.0
 BUSY_RETRY_SECONDS = 2.0
+#: a start that takes longer is shown as it goes
+BRIEF_SECONDS = 5.0
 API_RETRY_SECONDS = 3.0
 
 
@@ -36,6 +38,7 @@ class Startup:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._task: asyncio.Task[Observed] | None = None
+        self._begun = 0.0
         self._pull_failures = 0
         self.starting = False
         self.cancelled = False
@@ -45,12 +48,18 @@ class Startup:
         self.failed = ""
 
     @property
+    def is_brief(self) -> bool:
+        """It is under way and may be through at once: not worth a status of its own."""
+        return self._task is not None and asyncio.get_running_loop().time() < self._begun + BRIEF_SECONDS
+
+    @property
     def working(self) -> bool:
         """A task of it has not been collected yet."""
         return self._task is not None
 
     def begin(self) -> None:
         """Start the task; the machine is woken at its end."""
+        self._begun = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._bring_up(), name=f"bring up {self._machine.uid}")
         self._task.add_done_callback(lambda _: self._machine.wake())
 

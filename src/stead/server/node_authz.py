@@ -240,7 +240,12 @@ def names_in(vmi: Object, plural: str) -> set[str]:
     found: set[str] = set()
     for volume in spec.get("volumes") or []:
         found |= _names_in_volume(volume, plural)
+    if plural == "configmaps" and any("serviceAccount" in volume for volume in spec.get("volumes") or []):
+        found.add("kube-root-ca.crt")  # what a pod finds beside its token
     if plural == "secrets":
+        boot = ((spec.get("domain") or {}).get("firmware") or {}).get("kernelBoot") or {}
+        pull = (boot.get("container") or {}).get("imagePullSecret")
+        found.update([pull] if pull else [])
         for credential in spec.get("accessCredentials") or []:
             for method in credential.values():
                 name = (((method or {}).get("source") or {}).get("secret") or {}).get("secretName")
