@@ -5,6 +5,8 @@ A plain loop without threads. A child that ends is started again, at first at on
 them to end, so that the next `stead up` finds their places free. Machines are children of nobody here: they go on.
 Certificates are renewed in passing, since only this process may write both halves' files. In the background, the log
 that all three write is kept below `LOG_BYTES` times `LOGS_KEPT + 1`.
+
+`stead up` becomes `python -m stead.supervise [SETTINGS FILE]`, which imports a tenth of what the command line does.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stead import installation
-from stead.config import Settings
+from stead.config import ConfigError, Settings, load
 
 MAX_DELAY = 30.0
 STOP_SECONDS = 15.0
@@ -107,6 +109,21 @@ def _api_answers(settings: Settings) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((address, settings.listen_port), timeout=0.2):
         return True
     return False
+
+
+def command(config: Path | None) -> list[str]:
+    """The command line of this module as a process."""
+    return [sys.executable, "-P", "-m", "stead.supervise", *([str(config)] if config else [])]
+
+
+def main(words: Sequence[str]) -> None:
+    """`up` by the command line: WORDS is the settings file, or nothing. Ends with 1 and one sentence on a refusal."""
+    config = Path(words[0]) if words else None
+    try:
+        up(load(config), config)
+    except (ConfigError, installation.AlreadyRunning, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 class _Stopping:
@@ -237,9 +254,8 @@ def detach(settings: Settings, config: Path | None) -> int:
     path = log_path(settings)
     log = _create(path, os.O_APPEND)
     try:
-        arguments = ["--config", str(config)] if config else []
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "stead.cli.main", *arguments, "up"],
+            command(config),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -255,3 +271,7 @@ def detach(settings: Settings, config: Path | None) -> int:
             raise NotStarted(f"Stead did not start; its log is {path}. Last line: {last[-500:]}")
         time.sleep(0.02)
     return process.pid
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

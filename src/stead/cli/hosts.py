@@ -57,8 +57,9 @@ def up(detach: bool) -> None:
         if detach:
             _up_detached(settings, config)
         else:
-            supervise.up(settings, config)
-    except (ConfigError, installation.AlreadyRunning, supervise.NotStarted, OSError) as error:
+            words = supervise.command(config)
+            os.execv(words[0], words)  # noqa: S606 - our own interpreter, and no shell is wanted
+    except (ConfigError, supervise.NotStarted, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
