@@ -70,7 +70,7 @@ def _environment() -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k in ("SSL_CERT_FILE", "SSL_CERT_DIR", "TZ")}
     paths = [p for p in sys.path if p and p != package_root]
     return {**kept, "PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C.UTF-8",
-            "PYTHONPATH": os.pathsep.join([package_root, *paths]), "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
+            "PYTHONPATH": os.pathsep.join([package_root, *paths])}  # fmt: skip
 
 
 async def run_worker(job: Job, on_report: OnReport | None = None, body: AsyncIterator[bytes] | None = None) -> Report:

@@ -30,6 +30,8 @@ _ZERO_FLAG = 1
 _COPY_BYTES = 1 << 20
 _BATCH = 16
 _BACKLOG = 32
+#: threads that inflate, as many as QEMU uses
+_INFLATERS = 4
 
 # kinds of what is waited for, in the order they are dealt with at one offset
 _L1, _L2, _DATA, _PACKED = 0, 1, 2, 3
@@ -64,7 +66,7 @@ class Qcow2Stream:
         self._tables: set[int] = set()
         self._placed: set[int] = set()
         self._unread_tables = 1
-        self._pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="inflate")
+        self._pool = ThreadPoolExecutor(max_workers=_INFLATERS, thread_name_prefix="inflate")
         self._slots = threading.Semaphore(_BACKLOG)
         self._batch: list[tuple[bytes, int]] = []
         self._failure: BaseException | None = None
