@@ -371,6 +371,10 @@ class SteadHost:
         assert len(found) <= 1, f"{name} runs {len(found)} times"
         return found[0] if found else 0
 
+    def domain(self, name: str) -> str:
+        """What libvirt calls a machine of ours."""
+        return f"{self.settings.instance}_{self.namespace}_{name}"
+
     async def domains(self) -> set[str]:
         return set((await self.host.virsh("list", "--all", "--name")).split())
 

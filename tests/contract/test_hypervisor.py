@@ -333,6 +333,43 @@ async def test_changes_by_virsh_are_noticed_and_foreign_domains_left_alone(real:
 
 
 @pytest.mark.guest
+async def test_steads_on_one_libvirt_do_not_see_each_others_machines(real: Site) -> None:
+    """Each has the same machine by name; one neither lists, names in events, stops nor undefines the other's."""
+    assert real.host is not None
+    one, two = (LibvirtHypervisor(real.host.uri, instance=name) for name in ("stead", "two"))
+    await one.open()
+    await two.open()
+    first, second = real.machine(), real.machine(metadata={"instance": "two"})
+    recorder = Recorder(two)
+    try:
+        await one.define(first)  # without a word whose it is: the usual instance's
+        await two.define(second)
+        await one.start(first.uid)
+        await two.start(second.uid)
+        assert {"default_vm", "two_default_vm"} <= set((await real.host.virsh("list", "--name")).split())
+        assert [seen.uid for seen in await one.list()] == [first.uid]
+        assert [seen.uid for seen in await two.list()] == [second.uid]
+        for operation in (two.observe, two.reset, two.pause, two.describe):
+            with pytest.raises(NotFound):
+                await operation(first.uid)
+        await two.stop(first.uid)
+        await two.undefine(first.uid)
+        with pytest.raises(Failed, match="not ours"):
+            await two.define(msgspec.structs.replace(first, metadata={"instance": "two"}))
+        assert (await one.observe(first.uid)).state is State.RUNNING
+        await one.stop(first.uid)
+        await two.stop(second.uid)
+        await recorder.until(second.uid, "lifecycle", "stopped")
+        assert {event.uid for event in recorder.events} <= {second.uid, ""}
+        await one.undefine(first.uid)
+        await two.undefine(second.uid)
+    finally:
+        recorder.close()
+        await one.close()
+        await two.close()
+
+
+@pytest.mark.guest
 async def test_a_start_that_fails_leaves_nothing(real: Site) -> None:
     missing = Disk(name="gone", path=str(real.folder / "no-such.img"))
     machine = real.machine(disks=(missing,))

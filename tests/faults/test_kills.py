@@ -134,7 +134,7 @@ async def test_agent_and_libvirtd_die_at_every_stage(stead: SteadHost) -> None:
         await stead.wait_machine(name, "running")
         pid = await stead.qemu_pid(name)
         assert pid
-        assert await stead.domains() == {f"default_{name}"}
+        assert await stead.domains() == {stead.domain(name)}
         first = uid(await stead.wait_machine(name, "running"))
         if what == "agent":
             # killed again while the guest runs: the same process, and calls work again

@@ -125,13 +125,14 @@ async def test_ends_pauses_and_faults_of_real_guests(site: Site) -> None:
     # `virsh start` on an ended instance is undone with an event; `virsh destroy` is a failure with an event
     vmi = await site.create("taken", devices={"interfaces": []}, networks=[])
     await site.running("taken")
-    await site.host.virsh("destroy", "ns_taken")
+    domain = f"{site.instance}_ns_taken"
+    await site.host.virsh("destroy", domain)
     vmi = await site.until(lambda v: v["status"]["phase"] == "Failed", "taken", seconds=10)
     assert vmi["status"]["reason"] == "StoppedOutOfBand"
     with contextlib.suppress(AssertionError):  # it may be stopped before virsh has seen it start
-        await site.host.virsh("start", "ns_taken")
+        await site.host.virsh("start", domain)
     async with asyncio.timeout(20):
-        while "running" in await site.host.virsh("domstate", "ns_taken"):
+        while "running" in await site.host.virsh("domstate", domain):
             await asyncio.sleep(0.2)
     async with asyncio.timeout(10):
         while not any(e["reason"] == "StartedOutOfBand" for e in site.client.of("events")):

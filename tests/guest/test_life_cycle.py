@@ -133,7 +133,7 @@ async def test_always_restarts_reboots_pauses_and_revisions(stead: SteadHost) ->
     # deletion leaves nothing
     await stead.booted("web")
     await stead.delete("web")
-    assert "default_web" not in await stead.domains()
+    assert stead.domain("web") not in await stead.domains()
 
 
 async def test_machines_that_are_not_started(stead: SteadHost) -> None:
@@ -292,7 +292,7 @@ async def test_crash_loop_and_why_a_machine_does_not_run(stead: SteadHost) -> No
             assert left > low - 10
     await stead.printable("looping", "CrashLoopBackOff")
     assert time.monotonic() - begun >= 10 + 40, "the third try came before its time"
-    assert "default_looping" not in await stead.domains() or await stead.qemu_pid("looping") == 0
+    assert stead.domain("looping") not in await stead.domains() or await stead.qemu_pid("looping") == 0
     assert any("could not be started" in str(e.get("message")) or "start failed" in str(e.get("message"))
                for e in await stead.events("looping"))  # fmt: skip
     await stead.delete("looping")
@@ -378,11 +378,11 @@ async def test_out_of_band_changes_are_told_and_follow_the_run_strategy(stead: S
     await stead.vm("taken")
     await stead.booted("taken")
     first = uid(await stead.wait_machine("taken", "running"))
-    assert "running" in await stead.host.virsh("domstate", "default_taken")
-    assert "default_taken" in await stead.host.virsh("dominfo", "default_taken")
-    await stead.host.virsh("shutdown", "default_taken")
+    assert "running" in await stead.host.virsh("domstate", stead.domain("taken"))
+    assert stead.domain("taken") in await stead.host.virsh("dominfo", stead.domain("taken"))
+    await stead.host.virsh("shutdown", stead.domain("taken"))
     second = await stead.until_vmi("taken", lambda v: uid(v) != first and phase(v) == "Running")
-    await stead.host.virsh("destroy", "default_taken")
+    await stead.host.virsh("destroy", stead.domain("taken"))
     third = await stead.until_vmi("taken", lambda v: uid(v) not in (first, uid(second)) and phase(v) == "Running")
     messages = [str(event.get("message")) for event in await stead.events("taken")]
     assert any("destroyed at the hypervisor" in message for message in messages), messages
@@ -390,9 +390,9 @@ async def test_out_of_band_changes_are_told_and_follow_the_run_strategy(stead: S
     # Manual: what was shut down there stays down; what is started there is not a run that anybody asked for
     await stead.patch_vm("taken", {"spec": {"runStrategy": "Manual"}})
     await stead.until_vm("taken", lambda v: v["status"].get("runStrategy") == "Manual")
-    await stead.host.virsh("destroy", "default_taken")
+    await stead.host.virsh("destroy", stead.domain("taken"))
     await stead.printable("taken", "Stopped")
-    await stead.host.virsh("start", "default_taken")
+    await stead.host.virsh("start", stead.domain("taken"))
 
     async def told() -> bool:
         return "StartedOutOfBand" in await stead.reasons("taken") and await stead.qemu_pid("taken") == 0

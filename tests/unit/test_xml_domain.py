@@ -18,7 +18,7 @@ from tests.libvirt_host import libvirt_host
 from stead.hypervisor.contract import Cpu, Disk, Firmware, Graphics, Isolation, Machine, Memory, Nic
 from stead.hypervisor.libvirt.firmware import choose_template
 from stead.hypervisor.libvirt.hotplug import decide_changes
-from stead.hypervisor.libvirt.xml import definition_digest, domain_xml, fingerprint, mark_from_xml
+from stead.hypervisor.libvirt.xml import definition_digest, domain_name, domain_xml, fingerprint, mark_from_xml, mark_of
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "xml"
 UUID = "0a3b2a52-5d0e-4f6c-9d3a-1f2e3d4c5b6a"
@@ -139,6 +139,21 @@ def test_the_mark_tells_what_a_domain_was_made_from() -> None:
         assert mark.fingerprint == fingerprint(desired)
     assert mark_from_xml("<domain><metadata/></domain>") is None
     assert fingerprint(machine()) != fingerprint(machine(rng=True))
+
+
+def test_machines_of_several_steads_have_names_and_marks_of_their_own() -> None:
+    usual, named = machine(), machine(metadata={"instance": "stead"})
+    second = machine(metadata={"instance": "two"})
+    assert domain_name(usual) == domain_name(named) == "default_web"
+    assert domain_name(second) == "two_default_web"
+    for each, instance in ((usual, "stead"), (named, "stead"), (second, "two")):
+        mark = mark_from_xml(domain_xml(each))
+        assert mark == mark_of(each)
+        assert mark.instance == instance
+    unreadable = domain_xml(second).replace('"cpu":', '"brain":').replace("&quot;cpu&quot;:", "&quot;brain&quot;:")
+    mark = mark_from_xml(unreadable)
+    assert mark is not None
+    assert (mark.machine, mark.instance) == (None, "two"), "a machine of another release is still known as another's"
 
 
 def test_a_foreign_edit_changes_the_digest_and_our_mark_does_not() -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 from stead.config import Settings
 from stead.doctor.finding import Finding, first_line, output_of, read
@@ -145,15 +146,26 @@ def libvirt(settings: Settings) -> Finding:
     return Finding("libvirt", title, "pass", found[0].removeprefix("library: ") if found else first_line(text))
 
 
+def _is_own(metadata: str, instance: str) -> bool:
+    """Whether our metadata element, as virsh prints it (without its namespace), is there and names this Stead."""
+    from stead.hypervisor.libvirt.xml import instance_in
+
+    try:
+        element = ElementTree.fromstring(metadata)  # noqa: S314  # from libvirt itself
+    except ElementTree.ParseError:
+        return False
+    return element.tag == "machine" and instance_in(element.text or "") == instance
+
+
 def foreign_machines(settings: Settings) -> Finding:
-    title = "machines of libvirt that Stead does not manage"
+    title = "machines of libvirt that this Stead does not manage"
     code, text = output_of("virsh", "-c", settings.libvirt_uri, "list", "--all", "--name")
     if code:
         return Finding("foreign-machines", title, "warn", first_line(text), "see the check `libvirt`")
     foreign = []
     for name in filter(None, text.splitlines()):
         _, xml = output_of("virsh", "-c", settings.libvirt_uri, "metadata", name, "https://stead.io/machine/1")
-        if "<machine" not in xml:
+        if not _is_own(xml, settings.instance):
             foreign.append(name)
     if not foreign:
         return Finding("foreign-machines", title, "pass", "none")

@@ -13,7 +13,7 @@ import msgspec
 from stead.hypervisor.contract import Busy, Failed, Machine, NotFound, Unsupported
 from stead.hypervisor.libvirt import process
 from stead.hypervisor.libvirt.capabilities import unsupported_field
-from stead.hypervisor.libvirt.xml import Mark, definition_digest, domain_xml, fingerprint, mark_from_xml
+from stead.hypervisor.libvirt.xml import Mark, definition_digest, domain_xml, instance_of, mark_from_xml, mark_of
 
 _UNDEFINE_FLAGS = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -65,13 +65,15 @@ def define(connection: libvirt.virConnect, machine: Machine) -> Known:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
             raise
     else:
-        if mark_from_xml(inactive_xml(domain)) is None:
+        found = mark_from_xml(inactive_xml(domain))
+        if found is None or found.instance != instance_of(machine):
             raise Failed(f"define of {subject_of(machine)}: a domain that is not ours has the uuid {machine.uid}")
         if domain.isActive():
             raise Busy(f"define of {subject_of(machine)}: the machine is running")
+        if found.domain != mark_of(machine).domain:  # libvirt does not rename by a definition
+            domain.undefineFlags(_UNDEFINE_FLAGS)
     domain = connection.defineXML(domain_xml(machine))
-    mark = Mark(machine.uid, machine.namespace, machine.name, fingerprint(machine), machine)
-    return Known(mark, definition_digest(inactive_xml(domain)))
+    return Known(mark_of(machine), definition_digest(inactive_xml(domain)))
 
 
 def confine(domain: libvirt.virDomain, machine: Machine | None) -> int:

@@ -1,8 +1,9 @@
-"""The libvirt driver: persistent domains named `<namespace>_<name>`, uuid = the machine's uid, carrying our metadata.
+"""The libvirt driver: persistent domains named by `xml.domain_name`, uuid = the machine's uid, carrying our metadata.
 
-Called by the agent through the `Hypervisor` contract, from one task a machine. Only domains with our metadata are
-touched. Blocking calls run in the connection's thread pool. What is known of each domain (`Known`) is a cache, dropped
-when libvirt's connection breaks or somebody changes the domain; libvirt itself is the truth. Source: libvirt 9.0 API.
+Called by the agent through the `Hypervisor` contract, from one task a machine. Only domains whose metadata says that
+they belong to this Stead are touched. Blocking calls run in the connection's thread pool. What is known of each domain
+(`Known`) is a cache, dropped when libvirt's connection breaks or somebody changes the domain; libvirt itself is the
+truth. Source: libvirt 9.0 API.
 
 define + start are one call of libvirt each: the rest (limits, socket modes) are system calls of microseconds.
 """
@@ -63,7 +64,7 @@ AGENT_SECONDS = 5
 class LibvirtHypervisor:
     """`Hypervisor` on libvirt's QEMU driver. `state_dir` keeps the probe's answer over restarts (optional).
 
-    Several Steads may share one libvirt: with `instance`, domains whose machine's metadata name another one are foreign.
+    Several Steads may share one libvirt: with `instance`, the domains of any other are foreign.
     """
 
     def __init__(self, uri: str = "qemu:///system", state_dir: str | Path | None = None, instance: str = "") -> None:
@@ -216,7 +217,7 @@ class LibvirtHypervisor:
         text = domain.XMLDesc(0)
         root = ET.fromstring(text)  # noqa: S314  # from libvirt itself
         mark = mark_from_element(root)
-        if mark is None or (self._instance and mark.instance != self._instance):
+        if mark is None or not self._is_own(mark):
             raise NotFound(f"observe of {uid}: the domain {domain.name()} is not one of ours")
         state, reason = state_from_libvirt(*domain.state()[:2])
         active = domain.isActive() == 1
@@ -241,6 +242,9 @@ class LibvirtHypervisor:
             detail="; ".join(filter(None, (emulation_detail(mark.machine), known.unconfined if active else ""))),
         )
 
+    def _is_own(self, mark: Mark) -> bool:
+        return not self._instance or mark.instance == self._instance
+
     async def _mark(self, uid: str) -> Mark:
         """Our mark of a domain, from the cache or libvirt. Raises NotFound for unknown and foreign ones."""
         known = self._known.get(uid)
@@ -248,7 +252,7 @@ class LibvirtHypervisor:
             return known.mark
         text = await self._connection.call("look up", uid, lambda c: inactive_xml(lookup(c, uid)))
         mark = mark_from_xml(text)
-        if mark is None:
+        if mark is None or not self._is_own(mark):
             raise NotFound(f"look up of {uid}: the domain is not one of ours")
         self._known[uid] = Known(mark, definition_digest(text))
         return mark
@@ -330,7 +334,7 @@ class LibvirtHypervisor:
         except NotFound:
             return
         known = self._known.get(uid)
-        name, pid = f"{mark.namespace}_{mark.name}", known.pid if known else 0
+        name, pid = mark.domain, known.pid if known else 0
 
         def stop(connection: libvirt.virConnect) -> None:
             domain = lookup(connection, uid)

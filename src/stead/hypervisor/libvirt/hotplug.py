@@ -15,7 +15,7 @@ import msgspec
 
 from stead.hypervisor.contract import Disk, Machine, Nic, Unsupported
 from stead.hypervisor.libvirt.devices import disk_element, disk_targets, nic_element
-from stead.hypervisor.libvirt.xml import Mark, definition_digest, domain_xml, fingerprint
+from stead.hypervisor.libvirt.xml import Mark, definition_digest, domain_xml, mark_of
 
 _LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
 _IGNORED = ("metadata",)
@@ -140,7 +140,7 @@ def apply_in_place(
         return list(changes.restart), None
     defined = domain.connect().defineXML(domain_xml(after))
     text = defined.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    return [], (Mark(after.uid, after.namespace, after.name, fingerprint(after), after), definition_digest(text))
+    return [], (mark_of(after), definition_digest(text))
 
 
 def _text(element: ET.Element) -> str:

@@ -3,7 +3,8 @@
 libvirt keeps each machine's master key and monitor in `/var/lib/libvirt/qemu/domain-…`, owned by the machine's user,
 but Debian gives the folder above mode 0750 of one common user: machines with users of their own could not pass it.
 Passage (o+x, no listing) is added to that one folder; each machine's folder stays closed to others. What the mode was
-is noted, and `restore` puts it back. Only for the host's own libvirt, called by the driver's `open` and by the removal of Stead.
+is noted, and `restore` puts it back. Only for the host's own libvirt, called by the driver's `open` and by the removal
+of Stead.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Called by the driver (`driver.py`) and by golden tests. `devices.py` writes the `<devices>` children. No I/O, no state.
 Our `<metadata>` element carries namespace, name, fingerprint and the encoded Machine, so that a restarted agent knows
-what a domain was made from. Source: libvirt's domain format (formatdomain.html, 9.0), QEMU 7.2.
+what a domain was made from, and whose it is: several Steads may share one libvirt, and `metadata["instance"]` of a
+Machine tells them apart. Source: libvirt's domain format (formatdomain.html, 9.0), QEMU 7.2.
 
 Under software emulation (`machine.software_emulation`) three things differ: the domain type is `qemu`; CPU modes
 `host-model` and `host-passthrough` become `maximum`, the best that emulation offers; features and timers that exist
@@ -21,6 +22,8 @@ from stead.hypervisor.libvirt.devices import add_devices
 
 METADATA_URI = "https://stead.io/machine/1"
 QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
+#: whose machines are that say nothing about it
+USUAL_INSTANCE = "stead"
 MEMORY_BLOCK_BYTES = 2 * 1024 * 1024  # unit in which virtio-mem grows; also its smallest alignment on x86
 _QUOTA_PERIOD_US = 100_000  # the kernel's own default
 _ONLY_UNDER_KVM = ("kvm", "hyperv")
@@ -34,7 +37,7 @@ ET.register_namespace("qemu", QEMU_URI)
 
 class Mark(msgspec.Struct, frozen=True):
     """What our metadata element says of a domain. `machine` is None when its text is not a Machine any more;
-    `instance` is the Stead that defined it, if it said so.
+    `instance` is the Stead that defined it, `domain` the name that libvirt knows it by.
     """
 
     uid: str
@@ -42,7 +45,8 @@ class Mark(msgspec.Struct, frozen=True):
     name: str
     fingerprint: str
     machine: Machine | None
-    instance: str = ""
+    instance: str = USUAL_INSTANCE
+    domain: str = ""
 
 
 class _Told(msgspec.Struct):
@@ -52,8 +56,23 @@ class _Told(msgspec.Struct):
 
 
 def domain_name(machine: Machine) -> str:
-    """`<namespace>_<name>`: unique, since neither part can hold an underscore."""
-    return f"{machine.namespace}_{machine.name}"
+    """`<namespace>_<name>`, after `<instance>_` unless that is the usual one: unique, as no part has underscores."""
+    name = f"{machine.namespace}_{machine.name}"
+    instance = instance_of(machine)
+    return name if instance == USUAL_INSTANCE else f"{instance}_{name}"
+
+
+def instance_of(machine: Machine) -> str:
+    """Which Stead a machine belongs to."""
+    return machine.metadata.get("instance") or USUAL_INSTANCE
+
+
+def mark_of(machine: Machine) -> Mark:
+    """The mark that `domain_xml` puts into the machine's domain."""
+    return Mark(
+        machine.uid, machine.namespace, machine.name, fingerprint(machine), machine, instance_of(machine),
+        domain_name(machine),
+    )  # fmt: skip
 
 
 def fingerprint(machine: Machine) -> str:
@@ -85,6 +104,15 @@ def domain_xml(machine: Machine) -> str:
     return ET.tostring(domain, encoding="unicode") + "\n"
 
 
+def instance_in(text: str) -> str:
+    """The instance in the text of a mark, written by whatever release."""
+    try:
+        told = msgspec.json.decode(text, type=_Told)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        told = _Told()
+    return told.metadata.get("instance") or USUAL_INSTANCE
+
+
 def mark_from_xml(text: str) -> Mark | None:
     """Our mark in a domain's XML, or None for a foreign domain."""
     return mark_from_element(ET.fromstring(text))  # noqa: S314  # from libvirt itself, which parsed it before
@@ -99,12 +127,9 @@ def mark_from_element(domain: ET.Element) -> Mark | None:
         machine = msgspec.json.decode(element.text or "", type=Machine)
     except (msgspec.DecodeError, msgspec.ValidationError):
         machine = None
-    try:
-        told = msgspec.json.decode(element.text or "", type=_Told)
-    except (msgspec.DecodeError, msgspec.ValidationError):
-        told = _Told()
     return Mark(
-        instance=told.metadata.get("instance", ""),
+        instance=instance_in(element.text or ""),
+        domain=domain.findtext("name", ""),
         uid=domain.findtext("uuid", ""),
         namespace=element.get("namespace", ""),
         name=element.get("name", ""),
