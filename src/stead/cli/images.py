@@ -24,6 +24,7 @@ from stead.cli.session import Session, command
 from stead.client.contract import Object, Selection
 from stead.images import safety
 from stead.kinds import register
+from stead.kube import quantity
 from stead.kube.errors import ApiError
 
 NAMESPACE = "kubevirt-os-images"
@@ -72,6 +73,7 @@ def _row(source: Object, disks: dict[str, Object]) -> list[Any]:
     meta = source["metadata"]
     ready: Object = next((c for c in source.get("status", {}).get("conditions", []) if c["type"] == "Ready"), {})
     claim = source.get("spec", {}).get("source", {}).get("pvc", {}).get("name", "")
+    claim = claim or source.get("status", {}).get("source", {}).get("pvc", {}).get("name", "")
     disk = disks.get(claim, {})
     state = disk.get("status", {})
     word = "Ready" if ready.get("status") == "True" else state.get("phase", "Pending")
@@ -80,7 +82,8 @@ def _row(source: Object, disks: dict[str, Object]) -> list[Any]:
         word = f"{word} {progress}"
     requested = disk.get("spec", {}).get("storage", {}).get("resources", {}).get("requests", {}).get("storage", "")
     message = "" if ready.get("status") == "True" else ready.get("message", "")
-    return [meta["name"], word, requested, meta.get("labels", {}).get(f"{LABELS}preference", ""), message]
+    volume = output.size(float(quantity.parse(requested).value)) if requested else ""
+    return [meta["name"], word, volume, meta.get("labels", {}).get(f"{LABELS}preference", ""), message]
 
 
 @image.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -74,7 +75,7 @@ async def info(session: Session, name: str, form: str) -> None:
         return
     instance = await session.instance_or_none(name)
     row = dict(zip(_HEADERS, _row(machine, instance), strict=True))
-    facts = [(key.capitalize(), row[key]) for key in _HEADERS]
+    facts = [(key if key == "CPU" else key.capitalize(), row[key]) for key in _HEADERS]
     spec = machine.get("spec", {})
     for title, key in (("Instancetype", "instancetype"), ("Preference", "preference")):
         if key in spec:
@@ -133,10 +134,18 @@ async def _each(
             await session.subresource(plural, name, subresource, body)
             click.echo(f"{name}: {text}")
         except ApiError as error:
-            click.echo(f"{name}: {error.message}", err=True)
+            click.echo(f"{name}: {_plain(session, error)}", err=True)
             failed = True
     if failed:
         raise SystemExit(1)
+
+
+def _plain(session: Session, error: ApiError) -> str:
+    """A refusal without the words that programs look for."""
+    if error.reason == "NotFound":
+        where = f"namespace {session.namespace}"
+        return f"no such machine is there, or it does not run, in {where} (`stead list -A` shows all)"
+    return re.sub(r'^Operation cannot be fulfilled on \S+ "[^"]*": ', "", error.message)
 
 
 @click.command()

@@ -98,8 +98,19 @@ def dump(value: Any, form: str) -> str:
     """A value as JSON or YAML text without a final line break."""
     if form == "json":
         return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text.rstrip("\n")
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML that shows texts of several lines as blocks."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def print_objects(objects: Sequence[Object], form: str, *, single: bool = False) -> None:
@@ -108,8 +119,22 @@ def print_objects(objects: Sequence[Object], form: str, *, single: bool = False)
         for item in objects:
             click.echo(f"{item.get('kind', '').lower()}/{item['metadata']['name']}")
         return
-    value: Any = objects[0] if single else {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+    shown = [_ordered(item) for item in objects]
+    value: Any = shown[0] if single else {"apiVersion": "v1", "kind": "List", "items": shown}
     click.echo(dump(value, form))
+
+
+def _ordered(item: Object) -> Object:
+    """An object as kubectl prints it: keys sorted, without the bookkeeping of field managers."""
+    metadata = {key: value for key, value in item["metadata"].items() if key != "managedFields"}
+    found: Object = _sorted({**item, "metadata": metadata})
+    return found
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
 
 
 class Progress:

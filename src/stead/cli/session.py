@@ -146,6 +146,8 @@ class Session:
         except ApiError as error:
             instance = await self.instance_or_none(name) if error.reason == "NotFound" else None
             if instance is None:
+                if error.reason == "NotFound":
+                    error.message = f"no machine {name} in namespace {self.namespace} (`stead list -A` shows all)"
                 raise
             return instance
 

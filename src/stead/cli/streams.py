@@ -211,15 +211,39 @@ async def vnc(session: Session, name: str, proxy_only: bool, port: int) -> None:
         await process.wait()
 
 
-@click.command()
+class _Ssh(click.Command):
+    """As OpenSSH: options stand before or right after the name; the first other word begins the guest's command."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put a `--` where the guest's command begins."""
+        at, named = 0, False
+        while at < len(args) and args[at] != "--":
+            if args[at].startswith("-"):
+                at += 2 if args[at] in _SSH_VALUES else 1
+                continue
+            if named:
+                args = [*args[:at], "--", *args[at:]]
+                break
+            named, at = True, at + 1
+        return super().parse_args(ctx, args)
+
+
+_SSH_VALUES = ("-i", "--identity-file", "-p", "--port", "-l", "--user")
+
+
+@click.command(cls=_Ssh)
 @click.argument("target", metavar="[USER@]NAME")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 @click.option("-i", "--identity-file", type=click.Path(dir_okay=False), help="Private key.")
+@click.option("-l", "--user", "login", default="", help="Who logs in; else as in ssh.")
 @click.option("-p", "--port", default=22, show_default=True)
 @command
-async def ssh(session: Session, target: str, words: tuple[str, ...], identity_file: str | None, port: int) -> None:
+async def ssh(
+    session: Session, target: str, words: tuple[str, ...], identity_file: str | None, login: str, port: int
+) -> None:
     """Log in to a machine by OpenSSH, through Stead; WORDS are the command to run there."""
     user, _, name = target.rpartition("@")
+    user = user or login
     if not shutil.which("ssh"):
         raise click.ClickException("the ssh client is not installed: apt-get install openssh-client")
     server = await _serve(session, _path(session, name, f"portforward/{port}/tcp"), "127.0.0.1", 0)
@@ -241,10 +265,11 @@ async def ssh(session: Session, target: str, words: tuple[str, ...], identity_fi
 
 @click.command()
 @click.argument("name")
-@click.option("-f", "--file", "path", type=click.Path(dir_okay=False, path_type=Path), required=True, help="PNG file.")
+@click.option("-f", "--file", "path", type=click.Path(dir_okay=False, path_type=Path), help="Else NAME.png.")
 @command
-async def screenshot(session: Session, name: str, path: Path) -> None:
+async def screenshot(session: Session, name: str, path: Path | None) -> None:
     """Save what a machine's display shows as a PNG."""
+    path = path or Path(f"{name}.png")
     data = await session.client.request_bytes("GET", _path(session, name, "vnc/screenshot"))
     path.write_bytes(data)
     click.echo(f"{path}: {len(data)} bytes")

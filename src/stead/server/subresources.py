@@ -123,7 +123,8 @@ class Subresources:
             verb = "dump profiler results" if verb == "dump" else f"{verb} profiler"
             raise PlainError("", f'Unable to {verb}. "ClusterProfiler" feature gate must be enabled', code=403)
         if what == "guestfs":
-            raise ApiError("NotFound", "no libguestfs image is configured: attach the disk to a machine instead", {})
+            # Clients show the text of a 5xx, and words of their own for a 404.
+            raise PlainError("", "guestfs needs pods, which are not here: attach the disk to a machine", code=501)
         return text_answer("404: Page Not Found", 404)
 
     def _decide(self, exchange: Exchange, body: Object | None) -> Decision:
