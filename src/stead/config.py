@@ -2,7 +2,8 @@
 
 Sources, the later winning: defaults, the TOML file (`--config`, `STEAD_CONFIG`, else `/etc/stead/stead.toml`), the
 environment (`STEAD_<NAME>`), flags. Two Steads run side by side on one machine when `instance`, the directories, ports,
-`pod_bridge` and `pod_cidr` differ. Read by `run` and `cli` alone; other rooms get plain values.
+`pod_bridge` and `pod_cidr` differ, and `uid_base` by 65,536 at least, since ranges of user ids keep machines apart.
+Read by `run` and `cli` alone; other rooms get plain values.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import msgspec
 
 DEFAULT_FILE = Path("/etc/stead/stead.toml")
+#: the installation that a host has when there is one
+USUAL_INSTANCE = "stead"
 LIBVIRT_IMAGES = Path("/var/lib/libvirt/images")
 
 
@@ -36,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """All settings. Paths are absolute; `host_name` "" means the machine's own name."""
 
     #: distinguishes several Steads on one machine: names of bridge rules, namespaces, tables and cgroups start with it
-    instance: str = "stead"
+    instance: str = USUAL_INSTANCE
     #: what must survive a restart of the host: store, keys, pools, machines' private files
     state_dir: Path = Path("/var/lib/stead")
     #: what a restart of the host clears: pid files, machines' sockets, records of the network
@@ -65,9 +68,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pod_cidr: str = "10.128.0.0/16"
     #: bridge that Stead makes on this host for them, 15 characters at most
     pod_bridge: str = "stead0"
-    #: first of 65,536 numeric user ids, one for each machine
+    #: first of 65,536 numeric user ids, one for each machine; no two Steads of a host may have ids in common
     uid_base: int = 1_610_612_736
-    #: registered directories; `default` and `images` are added where they are not named
+    #: registered directories; `default` is added where it is not named, and `images` where `instance` is stead
     pools: tuple[Pool, ...] = ()
     #: networks that importers may reach although they are loopback, link-local or Stead's own
     importer_allowed_networks: tuple[str, ...] = ()
@@ -97,9 +100,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def all_pools(self) -> tuple[Pool, ...]:
-        """The registered pools, `default` first, and libvirt's images folder as `images` for who comes from there."""
+        """The registered pools, `default` first, and libvirt's images folder as `images` for who comes from there.
+
+        Only the usual instance has that folder unasked: further ones would take each other's files for their own.
+        """
         usual = [Pool(name="default", path=self.state_dir / "pools" / "default")]
-        if LIBVIRT_IMAGES.is_dir():
+        if self.instance == USUAL_INSTANCE and LIBVIRT_IMAGES.is_dir():
             usual.append(Pool(name="images", path=LIBVIRT_IMAGES))
         named = {pool.name for pool in self.pools}
         return (*(pool for pool in usual if pool.name not in named), *self.pools)

@@ -148,7 +148,9 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
     from stead.storage.pools import Pool
 
     files = installation.Files.of(settings)
-    pools = {pool.name: await asyncio.to_thread(Pool, pool.path, pool.name) for pool in settings.all_pools}
+    pools = {
+        pool.name: await asyncio.to_thread(Pool, pool.path, pool.name, settings.instance) for pool in settings.all_pools
+    }
     options: dict[str, Any] = {}
     if settings.hypervisor == "libvirt":
         options = {"uri": settings.libvirt_uri, "state_dir": settings.agent_dir, "instance": settings.instance}

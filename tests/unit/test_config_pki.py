@@ -19,7 +19,13 @@ def test_the_later_source_wins(tmp_path: Path) -> None:
     assert settings.instance == "two"
     assert settings.host == "host-a"
     assert settings.listen_names == ("a", "b")
-    assert {pool.name for pool in settings.all_pools} - {"images"} == {"default", "fast"}
+    assert {pool.name for pool in settings.all_pools} == {"default", "fast"}
+
+
+def test_libvirts_folder_is_a_pool_of_the_usual_instance_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "LIBVIRT_IMAGES", tmp_path)
+    assert {pool.name for pool in config.Settings().all_pools} == {"default", "images"}
+    assert {pool.name for pool in config.Settings(instance="two").all_pools} == {"default"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from stead.controllers.disk_source import Lookups, resolve
 from stead.images.child import TransferFailed
-from stead.images.transfers import Source, fill
+from stead.images.transfers import Source, discard_useless, fill
 from stead.storage.pools import Pool, PoolError, VolumeSpec
 
 MIB = 1 << 20
@@ -101,6 +101,18 @@ async def test_a_crash_before_the_disk_got_its_name_is_mended(pool: Pool) -> Non
     (pool.path / "a.img").rename(pool.path / "u1" / "disk.img")  # as it was before the last step
     assert Pool(pool.path, "images").get("u1").path == pool.path / "a.img"
     assert (pool.path / "a.img").exists()
+
+
+def test_two_steads_in_one_folder_leave_alone_what_the_other_has_begun(pool: Pool) -> None:
+    other = Pool(pool.path, "images", "two")
+    for each, uid in ((pool, "u1"), (other, "u2")):
+        each.begin(VolumeSpec(uid=uid, size_bytes=1 << 20))
+    discard_useless(pool, {"u1"})
+    assert (pool.partials(), other.partials()) == ([], ["u2"])
+    pool.begin(VolumeSpec(uid="u1", size_bytes=1 << 20))
+    discard_useless(other, {"u2"})
+    assert (pool.partials(), other.partials()) == (["u1"], [])
+    assert pool.publish("u1").size_bytes == 1 << 20
 
 
 async def test_what_a_qcow2_volume_cannot_do_is_refused(pool: Pool) -> None:

@@ -1,12 +1,13 @@
 """Volumes in a directory of one host: `<pool>/<volume-uid>/disk.img` (raw, sparse) with `volume.json` beside it.
 
 Called by the agent (volume workers, machines) and the image commands; all functions block, so callers use threads. A
-volume is made under a name of its own (`.part-<uid>`) and renamed when complete and synced: whatever is found under
-its uid is whole. One pool has one writing host; `.lock` keeps a second agent process out of the middle of an
-operation. No symbolic link is followed below the pool. `pool.json` holds the pool's uid, which PV handles carry
-(`pool-uid/volume-uid`). A disk may instead have a name of its own in the pool's folder (`VolumeSpec.file`, for
-people who come from virt-install); then `<volume-uid>` holds its record only. Such a file is never overwritten, and one
-that was there before is adopted as it is and outlives its volume.
+volume is made under a name of its own (`.part-<uid>`) and renamed when complete and synced: whatever is found under its
+uid is whole. One pool has one writing host; `.lock` keeps a second agent process out of the middle of an operation.
+Several Steads may share a folder: what any but the usual instance has begun is `.part.<instance>.<uid>`, so that nobody
+clears away what another is working on. No symbolic link is followed below the pool. `pool.json` holds the pool's uid,
+which PV handles carry (`pool-uid/volume-uid`). A disk may instead have a name of its own in the pool's folder
+(`VolumeSpec.file`, for people who come from virt-install); then `<volume-uid>` holds its record only. Such a file is
+never overwritten, and one that was there before is adopted as it is and outlives its volume.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from stead.storage.copying import copy_disk
 _FORMAT = 1
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}")
 DISK = "disk.img"
+#: begins volumes without its name in theirs
+_USUAL_INSTANCE = "stead"
 #: names that people give to disks in a pool's folder; no dot in front, so none of ours
 _FILE = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_+.,@=-]{0,199}")
 _OWN_FILES = ("pool.json",)
@@ -103,9 +106,10 @@ class _Identity(msgspec.Struct):
 class Pool:
     """One directory pool; see the module text."""
 
-    def __init__(self, path: Path, name: str = "default") -> None:
+    def __init__(self, path: Path, name: str = "default", instance: str = _USUAL_INSTANCE) -> None:
         """Open the pool, making the folder (0711) and its identity if new. PoolError if it cannot be one."""
         self.path = path
+        self._begun = ".part-" if instance == _USUAL_INSTANCE else f".part.{instance}."
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o711)
             identity = path / "pool.json"
@@ -348,8 +352,8 @@ class Pool:
             shutil.rmtree(self._partial(volume_uid), ignore_errors=True)
 
     def partials(self) -> list[str]:
-        """uids that were begun and neither published nor discarded (after a crash)."""
-        return sorted(e.name.removeprefix(".part-") for e in os.scandir(self.path) if e.name.startswith(".part-"))
+        """uids that this instance began and neither published nor discarded (after a crash)."""
+        return sorted(e.name.removeprefix(self._begun) for e in os.scandir(self.path) if e.name.startswith(self._begun))
 
     def delete(self, volume_uid: str) -> None:
         """Remove a volume for good; nothing there is fine."""
@@ -414,7 +418,7 @@ class Pool:
         return self.path / volume_uid
 
     def _partial(self, volume_uid: str) -> Path:
-        return self.path / f".part-{self._folder(volume_uid).name}"
+        return self.path / f"{self._begun}{self._folder(volume_uid).name}"
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
