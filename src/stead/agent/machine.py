@@ -25,7 +25,7 @@ from stead.agent.events import now
 from stead.agent.growth import Growth
 from stead.agent.guest import Guest
 from stead.agent.policy import ALIVE, Call, Situation, Stage, Step, decide_call, decide_step
-from stead.agent.prepared import Prepared
+from stead.agent.prepared import NotReady, Prepared, Unsupported
 from stead.agent.publishing import Instance
 from stead.agent.startup import BRIEF_SECONDS, Startup
 from stead.agent.status import Problem
@@ -332,6 +332,16 @@ class Machine:
         self._probing.stop()
         self.guest.disconnected()
         self.credentials.disconnected()
+        await self._offer_ports()
+
+    async def _offer_ports(self) -> None:
+        """Bring the ports of an ended machine back to where its definition names them: `virsh start` then works as
+        its users know it, and is judged like any change by hand, instead of failing for want of a tap.
+        """
+        if self.prepared is None or reading.is_deleting(self.vmi):
+            return
+        with contextlib.suppress(NotReady, Unsupported, NetworkError, *API_TROUBLE):
+            await self.shop.nets.prepare(self.vmi, self.prepared.uid)
 
     async def _serve(self) -> None:
         """Calls and events, in their order."""
