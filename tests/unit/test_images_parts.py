@@ -1,4 +1,4 @@
-"""Small parts of the images and storage rooms: confinement, golden sources, partition tables, registration, names."""
+"""Small parts of the images and storage rooms: confinement, golden sources, partition tables, names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,6 @@ from stead.images import bootdisk, catalogue, golden
 from stead.images.child import Program, run_program
 from stead.images.oci import labels_from_environment, reference_from_text
 from stead.images.sources import Policy, SourceError
-from stead.storage.registration import Directory, NotRegistered, load, open_below, register, unregister
 
 PROBE = """
 import ctypes, os, socket
@@ -80,25 +78,6 @@ def test_both_partition_tables_are_sound() -> None:
         assert zlib.crc32(header[:16] + bytes(4) + header[20:92]) == stored
         assert int.from_bytes(header[88:92], "little") == zlib.crc32(head[1024:])
     assert head[510:512] == b"\x55\xaa"
-
-
-def test_a_registered_directory_is_the_only_way_to_a_path(tmp_path: Path) -> None:
-    file, images = tmp_path / "pools.json", tmp_path / "images"
-    images.mkdir()
-    (images / "disk.img").write_bytes(b"data")
-    (images / "link.img").symlink_to("/etc/shadow")
-    (images / "away").symlink_to("/etc")
-    register(file, Directory("images", str(images)))
-    known = load(file)
-    fd = open_below(str(images / "disk.img"), known)
-    assert os.read(fd, 10) == b"data"
-    os.close(fd)
-    for bad in (images / "link.img", images / "away/passwd", images / "../pools.json", Path("/etc/passwd"), images):
-        with pytest.raises(NotRegistered):
-            open_below(str(bad), known)
-    assert unregister(file, "images")
-    with pytest.raises(NotRegistered, match="stead pool register"):
-        open_below(str(images / "disk.img"), load(file))
 
 
 @pytest.mark.parametrize(
