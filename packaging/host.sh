@@ -35,24 +35,38 @@ need_known_system() {
   command -v apt-get >/dev/null || die "Stead's set-up needs apt-get (Debian 12, Debian 13 or Ubuntu 24.04)."
 }
 
+# missing_packages NAME…: those that are not installed, one a line.
+missing_packages() {
+  local name
+  for name in "$@"; do
+    dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null | grep -qx installed || printf '%s\n' "$name"
+  done
+}
+
 # install_packages NAME…: those that are missing, in one go.
 install_packages() {
-  local missing=() name
-  for name in "$@"; do
-    dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null | grep -qx installed || missing+=("$name")
-  done
+  local missing log
+  mapfile -t missing < <(missing_packages "$@")
   [ ${#missing[@]} -eq 0 ] && return 0
   say "Installing ${#missing[@]} packages: ${missing[*]}"
-  local log
   log=$(mktemp)
-  # Services of new packages are started by us, so that nothing runs with settings that we have not seen.
-  if ! { apt-get update -q &&
-    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
-    grep -E '^(W: Failed to fetch|Err:)' "$log" | head -n 5 >&2 || tail -n 20 "$log" >&2
+  if ! { apt-get update -q && install_without_services "${missing[@]}"; } >"$log" 2>&1; then
+    grep -m 5 -E '^(W: Failed to fetch|Err:)' "$log" >&2 || tail -n 20 "$log" >&2
     die "apt-get could not install the packages; its whole output is in $log."
   fi
   rm -f "$log"
 }
+
+# install_without_services NAME…: services of new packages are started by us where we want them, so that nothing runs
+# that nobody asked for (policy-rc.d(8); one that the host has already is left as it is).
+install_without_services() (
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod 0755 /usr/sbin/policy-rc.d
+  fi
+  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@" </dev/null
+)
 
 # venv_stamp LOCK: identity of an environment with the packages of LOCK.
 venv_stamp() {

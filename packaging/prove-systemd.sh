@@ -50,7 +50,7 @@ install -m 0755 packaging/prove-systemd-guest.sh "$payload/guest.sh"
 xorriso -as mkisofs -quiet -R -J -V cidata -o "$work/seed.iso" "$payload" 2>/dev/null
 qemu-img create -q -f qcow2 -F qcow2 -b "$(readlink -f "$image")" "$work/disk.qcow2" 6G
 
-qemu-system-x86_64 -accel tcg -cpu max -m 1536 -smp 2 -display none -nic none -no-user-config \
+qemu-system-x86_64 -machine q35 -accel tcg -cpu max -m 1536 -smp 2 -display none -nic none -no-user-config \
   -drive "file=$work/disk.qcow2,if=virtio,format=qcow2" -drive "file=$work/seed.iso,if=virtio,format=raw,readonly=on" \
   -chardev "file,id=serial,path=$work/serial.log" -serial chardev:serial &
 qemu=$!
