@@ -24,6 +24,10 @@ USUAL_INSTANCE = "stead"
 LIBVIRT_IMAGES = Path("/var/lib/libvirt/images")
 
 
+#: what to listen on for "whatever address this host has"
+ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+
+
 class ConfigError(Exception):
     """A setting is unknown, malformed or contradicts another; the message names it and its source."""
 
@@ -115,8 +119,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Where clients on this host reach the API."""
         if self.api_url:
             return self.api_url
-        address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.listen_address, self.listen_address)  # noqa: S104
-        return f"https://{address}:{self.listen_port}"
+        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen_address, self.listen_address)  # noqa: S104
+        return f"https://{f'[{address}]' if ':' in address else address}:{self.listen_port}"
 
 
 def load(

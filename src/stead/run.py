@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from stead import installation, pki, telemetry
-from stead.config import ConfigError, Settings
+from stead.config import ANY_ADDRESS, ConfigError, Settings
 from stead.images.sources import Policy
+from stead.network.addresses import gateway_of
 from stead.network.attachment import NetworkConfig
 from stead.store.contract import StoreFailure
 from stead.store.migrations import TooNew
@@ -130,8 +131,9 @@ def _network(settings: Settings) -> NetworkConfig:
 
 def _policy(settings: Settings) -> Policy:
     """What importers may reach: never our own endpoints, nor loopback unless the administrator listed it."""
-    own = (f"{settings.listen_address}:{settings.listen_port}", f"{settings.agent_address}:{settings.agent_port}")
-    return Policy(allowed=settings.importer_allowed_networks, forbidden=own)
+    ends = (settings.listen_address, settings.listen_port), (settings.agent_address, settings.agent_port)
+    own = (f"{'*' if address in ANY_ADDRESS else address}:{port}" for address, port in ends)
+    return Policy(allowed=settings.importer_allowed_networks, forbidden=(*own, gateway_of(settings.pod_cidr)))
 
 
 async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:

@@ -11,6 +11,7 @@ Sentences follow CDI's importer (`Unable to connect to http data source: expecte
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import ipaddress
 import re
@@ -50,7 +51,8 @@ class SourceError(Exception):
 class Policy(msgspec.Struct, frozen=True):
     """Which addresses an importer may reach: all but loopback, link-local and the like, unless in `allowed` (CIDRs).
 
-    `forbidden` are Stead's own endpoints: an address, or `address:port`. `allowed` wins over the built-in rule only.
+    `forbidden` are Stead's own endpoints: an address, `address:port`, or `*:port` for that port of whatever address
+    this host has by then. `allowed` wins over the built-in rule only.
     """
 
     allowed: tuple[str, ...] = ()
@@ -63,7 +65,7 @@ class Policy(msgspec.Struct, frozen=True):
             embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
             if embedded:
                 return self.refusal(str(embedded), port)
-        if str(ip) in self.forbidden or f"{ip}:{port}" in self.forbidden:
+        if str(ip) in self.forbidden or f"{ip}:{port}" in self.forbidden or self._is_own(ip, port):
             return "is an endpoint of Stead itself"
         if any(ip in ipaddress.ip_network(network, strict=False) for network in self.allowed):
             return ""
@@ -74,6 +76,20 @@ class Policy(msgspec.Struct, frozen=True):
         if ip.is_multicast or ip.is_unspecified or (ip.is_reserved and not _is_nat64(ip)) or ip == _BROADCAST:
             return "is not an address of a host"
         return ""
+
+    def _is_own(self, ip: Address, port: int) -> bool:
+        return f"*:{port}" in self.forbidden and _is_local(ip)
+
+
+def _is_local(ip: Address) -> bool:
+    """Whether an address is one of this host's: only to those can a socket be bound. A doubt counts as yes."""
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(ip), 0))
+    except OSError as error:
+        return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 _BROADCAST = ipaddress.ip_address("255.255.255.255")
