@@ -26,7 +26,7 @@ import yaml
 
 import stead
 from stead import pki
-from stead.config import ConfigError, Settings
+from stead.config import ANY_ADDRESS, ConfigError, Settings
 
 #: Common name that agents accept, and no other.
 PLANE_USER = "stead-plane"
@@ -92,12 +92,21 @@ def _pid_file(path: Path, owner: pwd.struct_passwd | None) -> None:
 
 def _api_names(settings: Settings) -> tuple[str, ...]:
     """Names and addresses that the API's certificate must carry."""
-    names = ["127.0.0.1", "localhost", settings.host, "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-    if settings.listen_address not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+    names = [
+        "127.0.0.1",
+        "::1",
+        "localhost",
+        settings.host,
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+    ]
+    if settings.listen_address not in ANY_ADDRESS:
         names.append(settings.listen_address)
     else:
         with contextlib.suppress(OSError):
-            names += [str(found[4][0]) for found in socket.getaddrinfo(settings.host, None, socket.AF_INET)]
+            found = {str(entry[4][0]) for entry in socket.getaddrinfo(settings.host, None)}
+            names += sorted(name for name in found if "%" not in name)  # no certificate can name an interface
     return tuple(dict.fromkeys([*names, *settings.listen_names]))
 
 

@@ -83,3 +83,11 @@ def test_a_key_is_never_readable_by_others(tmp_path: Path) -> None:
     pki.ensure_key(tmp_path / "sa.key")
     assert (tmp_path / "sa.key").read_bytes() == first
     assert (tmp_path / "sa.key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("listened", "url"),
+    [("127.0.0.1", "https://127.0.0.1:6443"), ("::", "https://[::1]:6443"), ("fd00::1", "https://[fd00::1]:6443")],
+)
+def test_the_url_is_one_that_clients_understand(listened: str, url: str) -> None:
+    assert config.Settings(listen_address=listened).url == url

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from stead import installation
 from stead.config import Pool, Settings
@@ -31,6 +33,18 @@ def test_the_administrators_kubeconfig_follows_the_url(tmp_path: Path) -> None:
     installation.prepare(settings_in(tmp_path))
     files = installation.prepare(settings_in(tmp_path, listen_port=7443))
     assert "https://127.0.0.1:7443" in files.admin_kubeconfig.read_text()
+
+
+@pytest.mark.parametrize("listened", ["0.0.0.0", "::"])
+def test_the_certificate_names_the_hosts_addresses_of_both_families(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listened: str
+) -> None:
+    addresses = ("192.0.2.7", "2001:db8::7", "fe80::7%eth0")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_all: [(0, 0, 0, "", (a, 0)) for a in addresses])
+    files = installation.prepare(settings_in(tmp_path, listen_address=listened))
+    found = x509.load_pem_x509_certificate(files.api.certificate.read_bytes()).extensions
+    names = found.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.IPAddress)
+    assert {str(name) for name in names} == {"127.0.0.1", "::1", "192.0.2.7", "2001:db8::7"}
 
 
 def test_a_directory_that_is_a_link_is_refused(tmp_path: Path) -> None:
