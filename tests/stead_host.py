@@ -367,7 +367,7 @@ class SteadHost:
 
     async def qemu_pid(self, name: str) -> int:
         """Pid of the machine's QEMU; 0 = none. Fails when there are two."""
-        found = [pid for pid in self.host.machine_pids() if f"guest={self.namespace}_{name}," in _command_line(pid)]
+        found = [pid for pid in self.host.machine_pids() if f"guest={self.domain(name)}," in _command_line(pid)]
         assert len(found) <= 1, f"{name} runs {len(found)} times"
         return found[0] if found else 0
 
