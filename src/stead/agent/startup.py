@@ -27,6 +27,7 @@ UNSUPPORTED_RETRY_SECONDS = 300.0
 BUSY_RETRY_SECONDS = 2.0
 #: a start that takes longer is shown as it goes
 BRIEF_SECONDS = 5.0
+_LAPS = ("waited_ms", "prepare_ms", "define_ms", "start_ms")
 API_RETRY_SECONDS = 3.0
 
 
@@ -78,7 +79,10 @@ class Startup:
     async def _bring_up(self) -> Observed:
         machine, shop = self._machine, self._machine.shop
         async with shop.slots:
+            time = asyncio.get_running_loop().time
+            laps = [self._begun, time()]
             prepared = await bringup.prepare(shop, machine.vmi)
+            laps.append(time())
             try:
                 plan = bringup.plan(shop, machine.vmi, prepared)
                 machine.prepared = prepared
@@ -88,7 +92,12 @@ class Startup:
                 self.starting = False
                 await shop.nets.release(machine.uid)
                 raise
-            return await bringup.start(shop, machine.vmi, prepared, plan)
+            laps.append(time())
+            seen = await bringup.start(shop, machine.vmi, prepared, plan)
+            laps.append(time())
+            took = {name: round(1000 * (b - a), 1) for name, a, b in zip(_LAPS, laps, laps[1:], strict=False)}
+            log.debug("brought up", machine=machine.title, **took)
+            return seen
 
     async def collect(self) -> Observed | None:
         """The outcome of a task that is done: what runs now, or None, with the reason kept."""
