@@ -19,7 +19,13 @@ import pytest_asyncio
 from tests.api_server import RunningServer, running_server
 from tests.fake_agent_http import PNG, FakeAgentHttp, fake_agent, running_machine
 
+from stead.cli import streams
+from stead.cli.session import Session
+from stead.client.direct import DirectClient
+from stead.client.kubeconfig import load
+from stead.config import Settings
 from stead.kinds import register
+from stead.kube.errors import ApiError
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -169,6 +175,31 @@ async def test_what_the_agent_refuses_reaches_the_client_as_it_is(exchange: Exch
     exchange.agent.refusal = {**refusal, "metadata": {}, "message": "a stop is under way"}
     code, _, body = await exchange.send("PUT", f"{VMI}/web/reset")
     assert (code, json.loads(body)["message"]) == (409, "a stop is under way")
+
+
+async def test_our_client_tells_why_a_stream_was_refused_and_the_guest_is_dialled_once(
+    exchange: Exchange, capfd: pytest.CaptureFixture[str]
+) -> None:
+    refusal = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "metadata": {}, "code": 500}
+    text = "dialing VM: 10.128.0.5:22: connection refused"
+    exchange.agent.refusal = {**refusal, "reason": "InternalError", "message": text}
+    exchange.agent.calls.clear()
+    client = DirectClient(load(exchange.server.kubeconfig))
+    try:
+        with pytest.raises(ApiError, match=text):
+            async with client.websocket(f"{VMI}/web/portforward/22/tcp", "plain.kubevirt.io"):
+                pass
+        assert len(exchange.agent.calls) == 1
+        forward = await streams._serve(
+            Session(client, "default", Settings()), "web", "portforward/22/tcp", ("127.0.0.1", 0)
+        )
+        async with forward, asyncio.timeout(20):
+            reader, writer = await asyncio.open_connection(*forward.sockets[0].getsockname())
+            assert await reader.read() == b""
+            writer.close()
+    finally:
+        await client.close()
+    assert capfd.readouterr().err.strip() == "connection to port 22 of web refused"
 
 
 @pytest.mark.parametrize("what", ["guestosinfo", "userlist", "filesystemlist"])

@@ -150,8 +150,9 @@ async def attach_console(session: Session, name: str) -> None:
             await asyncio.sleep(0.5)
 
 
-async def _serve(session: Session, path: str, address: str, port: int) -> asyncio.Server:
-    """Accept TCP connections on `address` and carry each over a stream of its own."""
+async def _serve(session: Session, name: str, what: str, address: tuple[str, int]) -> asyncio.Server:
+    """Accept TCP connections on `address` (host, port) and carry each over a stream `what` of machine `name`."""
+    path = _path(session, name, what)
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -164,11 +165,20 @@ async def _serve(session: Session, path: str, address: str, port: int) -> asynci
                 for task in pending:
                     task.cancel()
         except (ApiError, aiohttp.ClientError, OSError) as error:
-            click.echo(f"connection failed: {error}", err=True)
+            click.echo(_why_not(name, what, error), err=True)
         finally:
             writer.close()
 
-    return await asyncio.start_server(carry, address, port)
+    return await asyncio.start_server(carry, *address)
+
+
+def _why_not(name: str, what: str, error: Exception) -> str:
+    """One sentence about a stream that did not come about."""
+    kind, _, port = what.removesuffix("/tcp").partition("/")
+    end = f"port {port} of {name}" if kind == "portforward" else f"the {kind} of {name}"
+    if str(error).endswith(": connection refused"):
+        return f"connection to {end} refused"
+    return f"connection to {end} failed: {error}"
 
 
 @click.command("port-forward")
@@ -183,7 +193,7 @@ async def port_forward(session: Session, name: str, ports: tuple[str, ...], addr
         local, _, remote = pair.partition(":")
         if not local.isdigit() or not (remote or local).isdigit():
             raise click.UsageError(f"{pair}: give LOCAL:REMOTE or PORT")
-        server = await _serve(session, _path(session, name, f"portforward/{remote or local}/tcp"), address, int(local))
+        server = await _serve(session, name, f"portforward/{remote or local}/tcp", (address, int(local)))
         bound = server.sockets[0].getsockname()[1]
         click.echo(f"Forwarding {address}:{bound} to port {remote or local} of {name}; Ctrl-C ends.")
         servers.append(server)
@@ -197,7 +207,7 @@ async def port_forward(session: Session, name: str, ports: tuple[str, ...], addr
 @command
 async def vnc(session: Session, name: str, proxy_only: bool, port: int) -> None:
     """The graphical console, in remote-viewer or another VNC viewer of this desktop."""
-    server = await _serve(session, _path(session, name, "vnc"), "127.0.0.1", port)
+    server = await _serve(session, name, "vnc", ("127.0.0.1", port))
     bound = server.sockets[0].getsockname()[1]
     viewer = next((found for name_ in ("remote-viewer", "vncviewer") if (found := shutil.which(name_))), None)
     if proxy_only or viewer is None:
@@ -246,7 +256,7 @@ async def ssh(
     user = user or login
     if not shutil.which("ssh"):
         raise click.ClickException("the ssh client is not installed: apt-get install openssh-client")
-    server = await _serve(session, _path(session, name, f"portforward/{port}/tcp"), "127.0.0.1", 0)
+    server = await _serve(session, name, f"portforward/{port}/tcp", ("127.0.0.1", 0))
     known = Path.home() / ".ssh" / "stead_known_hosts"
     arguments = [
         "ssh", "-p", str(server.sockets[0].getsockname()[1]),

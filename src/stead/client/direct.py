@@ -81,10 +81,5 @@ class DirectClient(RemoteClient):
                 url, protocols=(protocol,), headers=headers, max_msg_size=MAX_MESSAGE, heartbeat=30
             ) as socket:
                 yield socket
-        except aiohttp.WSServerHandshakeError as failure:
-            # The body with the reason is gone by now: ask once more without an upgrade.
-            try:
-                await self.request_bytes("GET", path)
-            except ApiError as refusal:
-                raise refusal from failure
+        except aiohttp.WSServerHandshakeError as failure:  # not a refusal with a reason: `handshake` has read those
             raise ApiError("", f"the server refused the stream ({failure.status})", code=failure.status) from failure

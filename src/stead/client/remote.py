@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 
 from stead.client.contract import Object, ObjectList, Selection, WatchEvent
+from stead.client.handshake import refusals
 from stead.client.kubeconfig import Credentials, Endpoint, tls_context
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError, api_error_from_status
@@ -147,7 +148,9 @@ class RemoteClient:
                 connector = aiohttp.TCPConnector(
                     ssl=context if context is not None else False, limit=0, keepalive_timeout=60
                 )
-                self._session = aiohttp.ClientSession(connector=connector, trust_env=False, auto_decompress=True)
+                self._session = aiohttp.ClientSession(
+                    connector=connector, trust_env=False, auto_decompress=True, trace_configs=[refusals(self._error)]
+                )
         headers = {"Accept": _JSON, "User-Agent": self._user_agent}
         if token:
             headers["Authorization"] = f"Bearer {token}"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import msgspec
 
+from stead.client.handshake import refusals
 from stead.kinds import register
 from stead.kube.errors import ApiError, api_error_from_status
 from stead.server.registry import Registry
@@ -99,8 +100,8 @@ class Agents:
                 agent = await self._opened().ws_connect(
                     url, protocols=(PROTOCOL,), max_msg_size=MAX_FRAME, heartbeat=30.0, compress=0, autoclose=True,
                 )  # fmt: skip
-        except aiohttp.WSServerHandshakeError as error:
-            raise await self._handshake_error(host, path, error) from error
+        except aiohttp.WSServerHandshakeError as error:  # not a refusal with a reason: `handshake` has read those
+            raise ApiError("", error.message or "the agent refused the stream", code=error.status) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _unreachable(host, error) from error
         try:
@@ -133,15 +134,6 @@ class Agents:
             with contextlib.suppress(Exception):
                 await exchange.send({"type": "websocket.close", "code": code})
 
-    async def _handshake_error(self, host: str, path: str, error: aiohttp.WSServerHandshakeError) -> ApiError:
-        """Why the agent refused a stream: aiohttp drops the body of a refused handshake, so ask again without one."""
-        try:
-            await self.call(host, "GET", path)
-        except ApiError as refused:
-            if refused.code == error.status:
-                return refused
-        return ApiError("", error.message or "the agent refused the stream", code=error.status)
-
     async def close(self) -> None:
         """End relays and connections."""
         for task in list(self._relays):
@@ -153,7 +145,9 @@ class Agents:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(ssl=self._tls if self._tls is not None else False, limit=0)
-            self._session = aiohttp.ClientSession(connector=connector, trust_env=False)
+            self._session = aiohttp.ClientSession(
+                connector=connector, trust_env=False, trace_configs=[refusals(_refused_stream)]
+            )
         return self._session
 
 
@@ -182,6 +176,10 @@ async def _agent_to_client(exchange: Exchange, agent: aiohttp.ClientWebSocketRes
 def _unreachable(host: str, error: Exception) -> ApiError:
     text = f"the agent of host {host} cannot be reached: {error or type(error).__name__}"
     return ApiError("ServiceUnavailable", text)
+
+
+async def _refused_stream(response: aiohttp.ClientResponse) -> ApiError:
+    return _refusal(Reply(response.status, response.content_type, await response.read()))
 
 
 def _refusal(reply: Reply) -> ApiError:
