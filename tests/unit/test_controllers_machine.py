@@ -97,6 +97,17 @@ async def test_halted_has_no_instance_and_stops_a_live_one() -> None:
         assert not p.client.of("virtualmachineinstances")
 
 
+async def test_a_halted_machine_that_is_asked_to_start_paused_starts_paused() -> None:
+    async with plane() as p:
+        await create(p, machine(strategy="Halted"))
+        await p.until_printable("vm1", "Stopped")
+        request = {"action": "Start", "data": {"paused": "true"}}
+        await patch(p, "vm1", {"status": {"stateChangeRequests": [request]}}, "status")
+        vm = await p.until_printable("vm1", "Running")
+        assert vm["spec"]["runStrategy"] == "Always"
+        assert (await instance(p))["spec"]["startStrategy"] == "Paused"
+
+
 async def test_manual_starts_and_stops_on_request_only() -> None:
     async with plane() as p:
         await create(p, machine(strategy="Manual"))

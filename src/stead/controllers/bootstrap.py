@@ -105,7 +105,10 @@ async def _kubevirt(client: Client, now: str) -> None:
         "apiVersion": KUBEVIRT.api_version,
         "kind": KUBEVIRT.kind,
         "metadata": {"namespace": "kubevirt", "name": "kubevirt"},
-        "spec": {"configuration": {"network": {"defaultNetworkInterface": "masquerade"}}},
+        # A machine cannot be bridged to the pod network here: say so at once, not when it starts.
+        "spec": {"configuration": {"network": {
+            "defaultNetworkInterface": "masquerade", "permitBridgeInterfaceOnPodNetwork": False,
+        }}},
     }
     await create_if_absent(client, KUBEVIRT, made)
     known = await client.get(KUBEVIRT, "kubevirt", "kubevirt")

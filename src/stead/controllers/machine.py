@@ -94,6 +94,11 @@ def decide_run(view: View) -> Run:
     return Run("start")
 
 
+def is_halted_start(view: View) -> bool:
+    """Whether a halted machine was asked to start paused: the one start that is a request and not a strategy."""
+    return view.vmi is None and state.run_strategy(view.vm) == "Halted" and state.start_request(view.vm) is not None
+
+
 def _decide_running(vm: Object, vmi: Object, strategy: str) -> Run:
     if is_deleting(vmi) or not is_owned_by(vmi, vm):
         return Run("keep", pending=is_deleting(vmi) and strategy == "Always")
@@ -162,6 +167,11 @@ class Machines:
         if steps:
             vm = await guarded_patch(self._client, VIRTUAL_MACHINE, vm, steps)
         view = self._view(vm)
+        if is_halted_start(view):
+            field, value = ("runStrategy", "Always") if spec_of(vm).get("running") is None else ("running", True)
+            step = {"op": "add", "path": f"/spec/{field}", "value": value}
+            await guarded_patch(self._client, VIRTUAL_MACHINE, vm, [step])
+            return None
         if view.vmi is not None and controller_of(view.vmi) is None and not is_deleting(view.vmi):
             view = await self._adopt(view, view.vmi)
         pins, failure = await self._pin(view)
