@@ -22,7 +22,7 @@ import msgspec
 from stead import installation, supervise
 from stead.cli import output
 from stead.cli.session import Options, Session, command, explained
-from stead.client.contract import Selection
+from stead.client.contract import Object, Selection
 from stead.client.direct import DirectClient
 from stead.client.kubeconfig import load
 from stead.config import ConfigError, Settings
@@ -238,6 +238,20 @@ def kubeconfig() -> None:
         raise click.ClickException(f"{path} is the administrator's: run as root") from error
 
 
+def _login(machine: Object) -> str:
+    """The account that the image of a machine's first volume has for people; "" when that is not known."""
+    from stead.images import catalogue
+
+    spec = machine.get("spec", {})
+    templates = spec.get("dataVolumeTemplates") or [{}]
+    image = (templates[0].get("spec", {}).get("sourceRef") or {}).get("name", "")
+    if published := catalogue.find(image):
+        return published.user
+    # Made of the host's own packages: named after its release (debian12), and `golden` for whatever that is.
+    system = (spec.get("preference") or {}).get("name", "") if image == "golden" else image
+    return next((each for each in ("debian", "ubuntu") if system.startswith(each)), "")
+
+
 @click.command("next")
 @click.argument("name")
 @command
@@ -245,12 +259,14 @@ async def next_steps(session: Session, name: str) -> None:
     """What to type next, with machine NAME."""
     instance = await session.instance_or_none(name) or {}
     interfaces = instance.get("status", {}).get("interfaces") or [{}]
+    user = _login(await session.machine(name))
+    kept = installation.Files.of(session.settings).admin_kubeconfig
     click.echo(f"Machine {name} runs; its address is {interfaces[0].get('ipAddress', 'not known yet')}. Next:")
     for line, what in (
         (f"stead console {name}", "its serial console (Ctrl-] leaves)"),
-        (f"stead ssh debian@{name}", "log in, once its cloud-init carries your key"),
+        *([(f"stead ssh {user}@{name}", "log in, once its cloud-init carries your key")] if user else []),
         (f"stead info {name}", "size, disks, addresses, conditions"),
-        ("export KUBECONFIG=/var/lib/stead/admin.kubeconfig", "then:"),
+        (f"export KUBECONFIG={kept}", "then:"),
         ("kubectl get vm,vmi,dv", "the same objects, by kubectl"),
         (f"virtctl restart {name}", "and by KubeVirt's own command"),
         ("stead create --help", "the next machine, with virt-install's options"),

@@ -8,7 +8,6 @@ any machine that reaches the API. `build` makes the golden image from this host'
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
 import lzma
 import os
@@ -254,9 +253,12 @@ async def remove(session: Session, names: tuple[str, ...]) -> None:
     for name in names:
         found = False
         for resource in (register.DATA_IMPORT_CRON, register.DATA_SOURCE, register.DATA_VOLUME):
-            with contextlib.suppress(ApiError):
+            try:
                 await session.client.delete(resource, NAMESPACE, name)
                 found = True
+            except ApiError as error:
+                if error.reason != "NotFound":
+                    raise
         if not found:
             raise click.ClickException(f"there is no image {name}")
         click.echo(f"image {name} removed")
