@@ -20,6 +20,8 @@ SELECTED_NODE = "volume.kubernetes.io/selected-node"
 #: name of the disk in the pool's folder, and the format of a blank or existing one (raw when absent)
 FILE, FORMAT = "stead.io/file", "stead.io/format"
 SOURCE, TRANSFER, HANDLE = "stead.io/source", "stead.io/transfer", "stead.io/volume-handle"
+#: on the claim of a scheduled import: the digest that the last one brought, which is not wanted once more
+KNOWN_DIGEST = "stead.io/known-digest"
 PROTECTION = "kubernetes.io/pvc-protection"
 _SUGGESTED = ("instancetype.kubevirt.io/", "cdi.kubevirt.io/")
 

@@ -27,6 +27,7 @@ from stead.client.contract import Client
 from stead.client.informer import Informers, Key, key_of
 from stead.client.queue import Backoff
 from stead.images.child import TransferFailed
+from stead.images.jobs import UNCHANGED
 from stead.images.sources import Access, Policy
 from stead.images.transfers import Source, discard_useless, fill
 from stead.kinds import register
@@ -238,9 +239,10 @@ class Volumes:
                 restarts += 1
                 phase = "Failed" if failure.fatal else "Pending"
                 failed = Transfer(phase, "N/A", restarts, failure.reason, str(failure))
-                log.warning("transfer failed", claim=str(key_of(claim)), reason=failure.reason, message=str(failure))
                 await self._write(claim, pool, failed)
-                await self._event(claim, "Warning", f"{_FAMILY.get(kind, 'Import')}Failed", str(failure))
+                if failure.reason != UNCHANGED:
+                    log.warning("transfer failed", claim=str(key_of(claim)), reason=failure.reason, error=str(failure))
+                    await self._event(claim, "Warning", f"{_FAMILY.get(kind, 'Import')}Failed", str(failure))
                 if failure.fatal:
                     return
             await asyncio.sleep(self._settings.backoff.delay(restarts))
@@ -308,7 +310,8 @@ class Volumes:
             )
         url = str(wanted.get("url", ""))
         return Source(kind=kind, url=url, access=access, checksum=str(wanted.get("checksum") or ""),
-                      insecure=kind == "registry" and await self._is_insecure(url))  # fmt: skip
+                      insecure=kind == "registry" and await self._is_insecure(url),
+                      known_digest=claims.annotations_of(claim).get(claims.KNOWN_DIGEST, ""))  # fmt: skip
 
     async def _clone_source(self, wanted: Object, pool: Pool) -> str:
         namespace, name = str(wanted.get("namespace", "")), str(wanted.get("name", ""))

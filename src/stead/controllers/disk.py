@@ -44,6 +44,8 @@ from stead.kube.errors import ApiError
 Object = dict[str, Any]
 
 ADOPTION = "cdi.kubevirt.io/allowClaimAdoption"
+#: reason of the agent: a scheduled import found the image that is here already
+UNCHANGED = "Unchanged"
 #: how soon a DataVolume that waits for a source is looked at without a notice
 WAITING_SECONDS = 60.0
 
@@ -271,7 +273,7 @@ class Disks:
         if progress.phase != before:
             self._tell_phase(data_volume, progress)
         old_running = find_condition(data_volume, "Running") or {}
-        trouble = progress.running[1] not in ("", "Pending", "Completed", "Pod is running")
+        trouble = progress.running[1] not in ("", "Pending", "Completed", "Pod is running", UNCHANGED)
         if trouble and progress.claim_name and old_running.get("message", "") != progress.running[2]:
             work = family(disk_source.source_kind(data_volume))
             self._world.recorder.event(data_volume, "Warning", f"{work}Failed", progress.running[2])

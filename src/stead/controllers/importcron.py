@@ -4,8 +4,10 @@ Started by `controllers.start`; sole writer of DataImportCron.status and of the 
 one DataVolume named `<managedDataSource>-<mark>`: the first 12 hex digits of the digest when the URL is pinned to one,
 else the time of the scheduled tick, so that a crash never starts an import twice. The DataSource moves only when an
 import is complete. A failed import says why in the conditions; the transfer is tried again by the agent, and at the
-next tick one that failed for good is made anew. Names, labels, annotations and reasons are CDI's. Unlike CDI the
-registry is not asked for a digest before the import; a tag is brought in at every tick.
+next tick one that failed for good is made anew. An import carries the digest that the last one brought; the host's
+worker, which asks the registry for the present one first, then gives it up as Unchanged, and it is removed. While an
+import is under way (its registry cannot be reached, say) no other is begun. Names, labels, annotations and reasons are
+CDI's.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from stead.controllers.conditions import (
     text_from_time,
     time_from_text,
 )
+from stead.controllers.disk import UNCHANGED
 from stead.controllers.runner import Controller, Source, World, own_key
 from stead.controllers.writes import create_if_absent, delete_if_there, guarded_patch, write_status
 from stead.kinds.register import DATA_IMPORT_CRON, DATA_SOURCE, DATA_VOLUME, PERSISTENT_VOLUME_CLAIM
@@ -44,6 +47,8 @@ IMAGE_DIGEST = "stead.io/image-digest"
 DIGEST = "cdi.kubevirt.io/storage.import.sourceDigest"
 IMMEDIATE = "cdi.kubevirt.io/storage.bind.immediate.requested"
 DEFAULT_KEEP = 3
+#: read by the host's worker
+KNOWN_DIGEST = "stead.io/known-digest"
 _PINNED = re.compile(r"@sha256:([0-9a-f]{64})")
 
 
@@ -56,6 +61,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     point_to: str = ""
     #: the import that the conditions speak of
     current: str = ""
+    #: digest of the newest complete import, "" while there is none
+    known: str = ""
     #: the tick that `start` stands for
     tick: datetime | None = None
     #: next tick, if there is one
@@ -75,8 +82,12 @@ def pinned_digest(import_cron: Object) -> str:
     return found[1] if found else ""
 
 
-def decide_imports(import_cron: Object, imports: list[Object], now: datetime) -> Plan:
-    """`imports`: the DataVolumes of this cron that exist."""
+def decide_imports(
+    import_cron: Object, imports: list[Object], now: datetime, digest_of: Callable[[str], str] = lambda _name: ""
+) -> Plan:
+    """`imports`: the DataVolumes of this cron that exist; `digest_of` what one of that name has brought."""
+    unchanged = tuple(d["metadata"]["name"] for d in imports if _is_unchanged(d))
+    imports = [d for d in imports if d["metadata"]["name"] not in unchanged]
     name, digest = managed_name(import_cron), pinned_digest(import_cron)
     tick, next_tick, error = _ticks(import_cron, imports, now)
     wanted = f"{name}-{digest[:12]}" if digest else f"{name}-{tick:%Y%m%d%H%M}" if tick else ""
@@ -84,23 +95,30 @@ def decide_imports(import_cron: Object, imports: list[Object], now: datetime) ->
     ordered = sorted(imports, key=lambda d: (d["metadata"].get("creationTimestamp", ""), d["metadata"]["name"]))
     done = [d for d in ordered if status_of(d).get("phase") == "Succeeded"]
     failed = [d["metadata"]["name"] for d in ordered if status_of(d).get("phase") == "Failed"]
-    start = wanted if tick is not None and wanted not in exists else ""
+    under_way = not digest and any(status_of(d).get("phase") not in ("Succeeded", "Failed") for d in imports)
+    start = wanted if tick is not None and not under_way and wanted not in {*exists, *unchanged} else ""
     if tick is not None and wanted in failed:
-        return Plan(remove=(wanted,), next_tick=next_tick, error=error, current=wanted)
+        return Plan(remove=(wanted, *unchanged), next_tick=next_tick, error=error, current=wanted)
     point_to = done[-1]["metadata"]["name"] if done else ""
     current = start or (ordered[-1]["metadata"]["name"] if ordered else "")
     remove = _outdated(import_cron, [d["metadata"]["name"] for d in done], keep_also=current)
-    remove += tuple(n for n in failed if n != current)
+    remove += (*(n for n in failed if n != current), *unchanged)
     return Plan(
         start=start,
         digest=digest,
         remove=remove,
         point_to=point_to,
         current=current,
+        known=digest_of(point_to) if point_to and not digest else "",
         tick=tick,
         next_tick=next_tick,
         error=error,
     )
+
+
+def _is_unchanged(data_volume: Object) -> bool:
+    running = find_condition(data_volume, "Running") or {}
+    return status_of(data_volume).get("phase") == "Failed" and running.get("reason") == UNCHANGED
 
 
 def _ticks(import_cron: Object, imports: list[Object], now: datetime) -> tuple[datetime | None, datetime | None, str]:
@@ -181,6 +199,8 @@ def build_import(import_cron: Object, plan: Plan) -> Object:
     annotations = {**annotations_of(template), IMMEDIATE: "true"}
     if plan.digest:
         annotations[DIGEST] = f"sha256:{plan.digest}"
+    if plan.known:
+        annotations[KNOWN_DIGEST] = plan.known
     return {
         "apiVersion": "cdi.kubevirt.io/v1beta1",
         "kind": "DataVolume",
@@ -232,7 +252,7 @@ class ImportCrons:
             return None
         now = self._clock()
         imports = self._data_volumes.by_index("cron", f"{key.namespace}/{key.name}")
-        plan = decide_imports(import_cron, imports, now)
+        plan = decide_imports(import_cron, imports, now, lambda name: self._digest_of(key.namespace, name))
         if plan.start:
             await create_if_absent(self._client, DATA_VOLUME, build_import(import_cron, plan))
         await self._point(import_cron, plan)
@@ -240,11 +260,14 @@ class ImportCrons:
             if data_volume["metadata"]["name"] in plan.remove:
                 await delete_if_there(self._client, DATA_VOLUME, data_volume)
         current = self._data_volumes.get(key.namespace, plan.current) if plan.current else None
-        digest = annotations_of(self._claims.get(key.namespace, plan.current)).get(IMAGE_DIGEST, "")
+        digest = self._digest_of(key.namespace, plan.current)
         if digest and not plan.digest:
             plan = msgspec.structs.replace(plan, digest=digest.removeprefix("sha256:"))
         await write_status(self._client, DATA_IMPORT_CRON, import_cron, status_after(import_cron, plan, current, now))
         return max(1.0, (plan.next_tick - now).total_seconds()) if plan.next_tick else None
+
+    def _digest_of(self, namespace: str, name: str) -> str:
+        return annotations_of(self._claims.get(namespace, name)).get(IMAGE_DIGEST, "")
 
     async def _point(self, import_cron: Object, plan: Plan) -> None:
         """Make the managed DataSource, and move it once there is a complete import."""

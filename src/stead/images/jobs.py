@@ -7,6 +7,9 @@ import msgspec
 from stead.images.confine import Limits
 from stead.images.sources import Access
 
+#: reason of an import that was given up because the image is the one that is here already
+UNCHANGED = "Unchanged"
+
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What to do. `kind` http | registry | upload | resolve; `mode` disk = guest data to a raw target, store = the
@@ -28,6 +31,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     insecure: bool = False
     architecture: str = "amd64"
     path: str = ""
+    #: a registry image of this digest is not wanted once more: the job ends with reason Unchanged
+    known_digest: str = ""
     #: `raw`, `qcow2`… when the uploader declared it; must then match what the bytes are
     format: str = ""
     total: int = -1

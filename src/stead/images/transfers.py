@@ -46,6 +46,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     #: declared by an uploader: format, length of the body
     format: str = ""
     total: int = -1
+    #: of a registry image that is not wanted once more
+    known_digest: str = ""
     #: how often an import from HTTP notes how far it has come
     checkpoint_seconds: float = 5.0
 
@@ -244,7 +246,7 @@ async def _receive(
     job = Job(
         kind=source.kind, url=source.url, access=source.access, checksum=source.checksum, insecure=source.insecure,
         limit_bytes=spec.size_bytes, target=target, spill=spill, journal=begun.journal, format=source.format,
-        total=source.total, checkpoint_seconds=source.checkpoint_seconds,
+        total=source.total, checkpoint_seconds=source.checkpoint_seconds, known_digest=source.known_digest,
         # an upload comes once, so what may need random access is kept whole at once
         mode="disk",
     )  # fmt: skip

@@ -21,7 +21,7 @@ import msgspec
 from stead.images.ahead import ReadAhead
 from stead.images.confine import confine
 from stead.images.intake import Progress, judge, receive, take_whole
-from stead.images.jobs import Job, Report
+from stead.images.jobs import UNCHANGED, Job, Report
 from stead.images.qcow2stream import NotStreamable
 from stead.images.safety import UnsafeImage
 from stead.images.sources import HttpStream, SourceError, Stream, checksum_from_text
@@ -101,6 +101,8 @@ def _run(job: Job, upload: bytes) -> Report:
         digest, labels = resolved.digest, {**resolved.labels, **oci.labels_from_environment(resolved.environment)}
         if job.kind == "resolve":
             return Report(done=True, digest=digest, labels=labels)
+        if digest == job.known_digest:
+            return Report(error=f"The image is still {digest}", reason=UNCHANGED, fatal=True)
         stream = registry.file(resolved, job.path, job.limit_bytes)
     elif job.kind == "http" and job.mode == "disk":
         stream = progress.open()
