@@ -292,6 +292,14 @@ async def test_what_is_not_supported_is_not_started_and_says_which_field(world: 
     assert other["metadata"]["uid"] not in world.hypervisor.machines
 
 
+async def test_a_host_disk_lies_below_a_folder_that_the_settings_name(world: World) -> None:
+    disk = {"name": "root", "hostDisk": {"path": "/etc/shadow", "type": "Disk"}}
+    await world.create(volumes=[disk])
+    vmi = await world.until(lambda v: condition(v, "Synchronized") is not None)
+    text = (condition(vmi, "Synchronized") or {})["message"]
+    assert "/etc/shadow is not below a folder of the setting host_disk_roots" in text
+
+
 async def test_a_drivers_refusal_names_the_field(world: World) -> None:
     world.hypervisor.define_error = Unsupported("no hugepages of that size", "memory.hugepage_size")
     await world.create()
@@ -479,6 +487,25 @@ async def test_the_host_is_reported_with_capacity_labels_and_a_lease(world: Worl
     writes = world.client.count_writes("nodes", "nodes/status")
     await world.agent.host.report()
     assert world.client.count_writes("nodes", "nodes/status") == writes
+
+
+async def test_a_host_that_an_administrator_has_closed_stays_closed(world: World) -> None:
+    name = "kubevirt.io/schedulable"
+    reporter = world.agent.host
+
+    async def label(change: str | None = None) -> str:
+        if change is not None:
+            await world.client.patch(register.NODE, None, "h1", {"metadata": {"labels": {name: change}}})
+        await reporter.report()
+        return str((await world.client.get(register.NODE, None, "h1"))["metadata"]["labels"][name])
+
+    await reporter.report()
+    assert await label("false") == "false", "although the hypervisor is well"
+    assert await label("true") == "true"
+    known, reporter.capabilities = reporter.capabilities, None
+    assert await label() == "false", "what we have closed ourselves"
+    reporter.capabilities = known
+    assert await label() == "true", "we open again"
 
 
 async def test_metrics_name_the_machine(world: World) -> None:

@@ -39,6 +39,8 @@ FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 2.0
 #: machines that one host takes (the capacity of KubeVirt's KVM device)
 MACHINES = 1000
+#: whether the host takes new machines, and what of that we have written ourselves
+SCHEDULABLE, SCHEDULABLE_TOLD = "kubevirt.io/schedulable", "stead.io/schedulable"
 #: kubelet's default thresholds: nodefs.available < 10 %
 DISK_PRESSURE_FRACTION = 0.10
 
@@ -144,6 +146,11 @@ def conditions_from(facts: Facts, capabilities: Capabilities | None, problem: st
     ]  # fmt: skip
 
 
+def _is_closed_by_others(label: str | None, told: str | None) -> bool:
+    """Whether an administrator has closed the host to new machines: the label says so, and not because we did."""
+    return label not in (None, "true") and label != told
+
+
 def merge_conditions(present: list[Object], wanted: list[Object], moment: str) -> list[Object]:
     """Wanted conditions with times: the transition time stays while the status stays."""
     known = {c.get("type"): c for c in present}
@@ -162,7 +169,7 @@ def labels_from(settings: AgentSettings, facts: Facts, capabilities: Capabilitie
         "kubernetes.io/hostname": settings.host_name,
         "kubernetes.io/arch": facts.architecture,
         "kubernetes.io/os": "linux",
-        "kubevirt.io/schedulable": "true" if capabilities is not None else "false",
+        SCHEDULABLE: "true" if capabilities is not None else "false",
         **{f"pool.stead.io/{name}": uid for name, uid in settings.pool_labels.items()},
     }
     if capabilities is not None:
@@ -290,6 +297,10 @@ class HostReporter:
             and key not in labels
             and self.capabilities is not None
         }
+        if _is_closed_by_others(have_labels.get(SCHEDULABLE), have_annotations.get(SCHEDULABLE_TOLD)):
+            labels = {key: value for key, value in labels.items() if key != SCHEDULABLE}
+        else:
+            annotations = {**annotations, SCHEDULABLE_TOLD: labels[SCHEDULABLE]}
         missing = {k: v for k, v in labels.items() if have_labels.get(k) != v}
         told = {k: v for k, v in annotations.items() if have_annotations.get(k) != v}
         if stale or missing or told:
