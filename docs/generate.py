@@ -69,6 +69,7 @@ path = "/srv/fast"
 
 def _kind(annotation: str) -> str:
     names = {"str": "text", "int": "number", "Path": "path", "tuple[str, ...]": "list of text"}
+    names["tuple[Path, ...]"] = "list of paths"
     return names.get(annotation, "list of pools" if annotation.startswith("tuple[Pool") else annotation)
 
 

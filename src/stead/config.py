@@ -76,6 +76,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     uid_base: int = 1_610_612_736
     #: registered directories; `default` is added where it is not named, and `images` where `instance` is stead
     pools: tuple[Pool, ...] = ()
+    #: folders below which `hostDisk` volumes (feature gate HostDisk) may name files; none = such volumes are refused
+    host_disk_roots: tuple[Path, ...] = ()
     #: networks that importers may reach although they are loopback, link-local or Stead's own
     importer_allowed_networks: tuple[str, ...] = ()
     #: registries (host or host:port) used although they speak plain HTTP or show a certificate that nobody vouches for
@@ -147,7 +149,7 @@ def load(
     for name in names:
         given = environ.get(f"STEAD_{name.upper()}")
         if given is not None:
-            listed = name.endswith(("_networks", "_names", "_registries"))
+            listed = name.endswith(("_networks", "_names", "_registries", "_roots"))
             values[name] = [part for part in given.split(",") if part] if listed else given
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
     try:
@@ -170,6 +172,9 @@ def _check(settings: Settings) -> None:
     for name in ("state_dir", "run_dir"):
         if not getattr(settings, name).is_absolute():
             raise ConfigError(f"{name} must be an absolute path, not {getattr(settings, name)}")
+    for root in settings.host_disk_roots:
+        if not root.is_absolute() or ".." in root.parts:
+            raise ConfigError(f"host_disk_roots: {root} is not an absolute path without '..'")
     try:
         network = ipaddress.ip_network(settings.pod_cidr)
         for allowed in settings.importer_allowed_networks:

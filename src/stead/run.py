@@ -204,6 +204,7 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
                     agent_address=settings.agent_address,
                     agent_port=settings.agent_port,
                     uid_base=settings.uid_base,
+                    host_disk_roots=settings.host_disk_roots,
                     plane_names=(installation.PLANE_USER,),
                     pool_labels={pool.name: pool.uid for pool in pools.values()},
                     watched_folders=tuple(pool.path for pool in pools.values()),

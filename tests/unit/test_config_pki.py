@@ -14,7 +14,9 @@ from stead import config, pki
 def test_the_later_source_wins(tmp_path: Path) -> None:
     file = tmp_path / "stead.toml"
     file.write_text('listen_port = 7000\ninstance = "two"\n[[pools]]\nname = "fast"\npath = "/srv/fast"\n')
-    settings = config.load(file, {"STEAD_LISTEN_PORT": "7001", "STEAD_LISTEN_NAMES": "a,b"}, {"host_name": "Host-A"})
+    environ = {"STEAD_LISTEN_PORT": "7001", "STEAD_LISTEN_NAMES": "a,b", "STEAD_HOST_DISK_ROOTS": "/srv/a,/srv/b"}
+    settings = config.load(file, environ, {"host_name": "Host-A"})
+    assert settings.host_disk_roots == (Path("/srv/a"), Path("/srv/b"))
     assert settings.listen_port == 7001
     assert settings.instance == "two"
     assert settings.host == "host-a"
@@ -37,6 +39,8 @@ def test_libvirts_folder_is_a_pool_of_the_usual_instance_alone(tmp_path: Path, m
         ('log_level = "loud"', "log_level"),
         ('instance = "a/b"', "instance"),
         ('state_dir = "x"', "absolute"),
+        ('host_disk_roots = ["disks"]', "host_disk_roots"),
+        ('host_disk_roots = ["/srv/../etc"]', "host_disk_roots"),
         ("a = [", "stead.toml"),
     ],
 )

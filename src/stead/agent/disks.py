@@ -228,7 +228,9 @@ class Disks:
         located = paths.below(path, self._host_disk_roots)
         if located is None:
             folders = ", ".join(str(root) for root in self._host_disk_roots) or "none"
-            raise Unsupported(f"{job.field}.path", f"{path} is not below a registered folder (registered: {folders})")
+            raise Unsupported(
+                f"{job.field}.path", f"{path} is not below a folder of the setting host_disk_roots ({folders})"
+            )
         job.take(str(located[0] / located[1]), job.name)
         wanted = reading.size_in_bytes(job.source.get("capacity") or 0)
         create = job.source.get("type") == "DiskOrCreate"
