@@ -97,6 +97,15 @@ async def test_halted_has_no_instance_and_stops_a_live_one() -> None:
         assert not p.client.of("virtualmachineinstances")
 
 
+async def test_an_interface_that_nobody_declared_is_bound_as_the_settings_say() -> None:
+    async with plane() as p:
+        # A new installation says masquerade.
+        await create(p, machine())
+        await p.until_printable("vm1", "Running")
+        interfaces = (await instance(p))["spec"]["domain"]["devices"]["interfaces"]
+        assert interfaces == [{"name": "default", "masquerade": {}}]
+
+
 async def test_a_halted_machine_that_is_asked_to_start_paused_starts_paused() -> None:
     async with plane() as p:
         await create(p, machine(strategy="Halted"))

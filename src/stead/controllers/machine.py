@@ -47,6 +47,7 @@ from stead.kinds.apply_instancetype import apply, apply_annotations, complete_de
 from stead.kinds.register import (
     CONTROLLER_REVISION,
     DATA_VOLUME,
+    KUBEVIRT,
     PERSISTENT_VOLUME_CLAIM,
     VIRTUAL_MACHINE,
     VIRTUAL_MACHINE_INSTANCE,
@@ -133,6 +134,7 @@ class Machines:
         self._data_volumes = of(DATA_VOLUME)
         self._claims = of(PERSISTENT_VOLUME_CLAIM)
         self._revisions = of(CONTROLLER_REVISION)
+        self._settings = of(KUBEVIRT)
         self._stopped: dict[Key, str] = {}  # uid of the instance that was last told to go, to tell it once
         self._revisions.add_index("owner", _owner_uids)
         self._vms.add_index("volume", _volume_names)
@@ -147,6 +149,13 @@ class Machines:
             Source(self._revisions, owner_keys("VirtualMachine")),
         )
         return Controller("machine", self.reconcile, sources, workers=4)
+
+    def _default_binding(self) -> str:
+        """The binding of an interface that nobody declared, as the KubeVirt object says."""
+        for obj in self._settings.objects():
+            network = (spec_of(obj).get("configuration") or {}).get("network") or {}
+            return str(network.get("defaultNetworkInterface") or "bridge")
+        return "bridge"
 
     def _users_of_volume(self, obj: Object) -> list[Key]:
         metadata = obj["metadata"]
@@ -262,7 +271,8 @@ class Machines:
         vm = view.vm
         sized, preferred = spec_of(pins.instancetype), spec_of(pins.preference)
         template = spec_of(vm).get("template") or {}
-        spec, conflicts = apply(complete_devices(spec_of(template), preferred), sized, preferred)
+        completed = complete_devices(spec_of(template), preferred, binding=self._default_binding())
+        spec, conflicts = apply(completed, sized, preferred)
         annotations, more = apply_annotations(annotations_of(template), sized, preferred)
         if conflicts or more:
             failure = Failure("FailedCreate", conflict_message([*conflicts, *more]))
