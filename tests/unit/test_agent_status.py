@@ -78,7 +78,10 @@ def test_the_patch_is_refused_by_a_newer_object() -> None:
 
 def test_pauses_tell_who_paused() -> None:
     user = msgspec.structs.replace(RUNNING, state=State.PAUSED, reason=StopReason.USER)
-    assert condition(status_from(view(observed=user)), "Paused")["reason"] == "PausedByUser"
+    paused = status_from(view(observed=user))
+    assert condition(paused, "Paused")["reason"] == "PausedByUser"
+    ready = condition(paused, "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "ReadinessGatesNotReady"), "as KubeVirt: no traffic for it"
     full = msgspec.structs.replace(RUNNING, state=State.PAUSED, reason=StopReason.IO_ERROR)
     halted = status_from(view(observed=full, io_error="root: enospc"))
     assert condition(halted, "Paused")["reason"] == "PausedIOError"
@@ -86,6 +89,7 @@ def test_pauses_tell_who_paused() -> None:
     assert condition(halted, "Ready")["status"] == "False"
     resumed = status_from(view(vmi=scheduled() | {"status": halted}))
     assert condition(resumed, "Paused") is None
+    assert condition(resumed, "Ready")["status"] == "True"
 
 
 def test_an_ending_is_final_and_says_why() -> None:

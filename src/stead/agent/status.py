@@ -1,10 +1,10 @@
 """The VMI's status from what this host sees: a pure function, written by `machine.py` as one JSON patch when it
 changed.
 
-Fields that others write (the scheduler's conditions, nodeName, revision names) pass through untouched. Condition
-types and reasons are KubeVirt's: Ready (GuestNotRunning), Paused (PausedByUser, PausedIOError), AgentConnected,
-LiveMigratable, Synchronized, SoftwareEmulation. `status.phase` only ever moves forward; each phase gets one
-timestamp.
+Fields that others write (the scheduler's conditions, nodeName, revision names) pass through untouched. Condition types
+and reasons are KubeVirt's: Ready (GuestNotRunning, ReadinessGatesNotReady), Paused (PausedByUser, PausedIOError),
+AgentConnected, LiveMigratable, Synchronized, SoftwareEmulation. `status.phase` only ever moves forward; each phase gets
+one timestamp.
 """
 
 from __future__ import annotations
@@ -192,8 +192,10 @@ def _ready(view: View, state: State | None, alive: bool) -> _Condition:
     if not alive:
         message = view.ending.message if view.ending else "Guest VM is not reported as running"
         return _Condition("Ready", False, "GuestNotRunning", message or "Guest VM is not reported as running")
-    if state is State.PAUSED and view.observed is not None and view.observed.reason is StopReason.IO_ERROR:
-        return _Condition("Ready", False, "GuestNotRunning", "the guest is paused: its storage is out of space")
+    if state is State.PAUSED and view.observed is not None:
+        # KubeVirt makes this a readiness gate of the launcher pod (kubevirt.io/virtual-machine-unpaused).
+        message = _paused(view.observed, view.io_error).message
+        return _Condition("Ready", False, "ReadinessGatesNotReady", f"the guest is paused: {message}")
     if view.probe_ready is False:
         return _Condition("Ready", False, "ReadinessProbeFailed", "the readiness probe has not succeeded")
     return _Condition("Ready", True)
