@@ -10,14 +10,20 @@ Needs root.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .processes import run
 
+#: the environment's name of the folder that everything inside is to use
+ROOT = "STEAD_BENCH_ROOT"
 #: daemons' folders that get an empty directory of the benchmark's each
 PRIVATE = ("/run/libvirt", "/var/lib/libvirt", "/etc/libvirt", "/var/cache/libvirt", "/var/log/libvirt", "/run/netns")
 
@@ -26,13 +32,27 @@ def enter(arguments: Sequence[str]) -> int:
     """Run a command in namespaces of its own and wait for it."""
     command = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc",
                "--propagation", "private", *arguments]  # fmt: skip
-    with subprocess.Popen(command) as process:
+    with scratch() as root, subprocess.Popen(command, env={**os.environ, ROOT: str(root)}) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:
             process.send_signal(signal.SIGTERM)
             process.wait()
             return 130
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A new folder, removed afterwards. On a disk, since disks are what is measured; its path short, for sockets."""
+    root = Path(tempfile.mkdtemp(prefix="sb-", dir=os.environ.get("STEAD_BENCH_DIR", "/var/tmp")))
+    root.chmod(0o755)
+    try:
+        yield root
+    finally:
+        if os.environ.get("STEAD_BENCH_KEEP"):
+            print(f"kept: {root}", file=sys.stderr)
+        else:
+            shutil.rmtree(root, ignore_errors=True)
 
 
 def become_init() -> None:
