@@ -18,6 +18,7 @@ import io
 import json
 import shutil
 import socket
+import ssl
 import subprocess
 import tarfile
 import tempfile
@@ -26,6 +27,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -126,8 +129,11 @@ def web_server() -> Iterator[Web]:
 class Registry:
     """A running docker-registry."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, ca: Path | None = None, login: str = "") -> None:
         self.host = f"127.0.0.1:{port}"
+        self._tls = ssl.create_default_context(cafile=str(ca)) if ca else None
+        self.bearer = ""
+        self._login = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()} if login else {}
 
     def push(self, name: str, tag: str, layers: list[bytes], environment: tuple[str, ...] = ()) -> str:
         """Push an image of these layers (tar, tar.gz or tar.zst) under the platform index; its digest is answered."""
@@ -165,8 +171,14 @@ class Registry:
         return {"mediaType": kind, "digest": digest, "size": len(data)}
 
     def _call(self, method: str, path: str, body: bytes, kind: str) -> str:
-        connection = http.client.HTTPConnection(self.host, timeout=60)
-        connection.request(method, path, body, {"Content-Type": kind, "Content-Length": str(len(body))})
+        if self._tls:
+            connection = http.client.HTTPSConnection(self.host, timeout=60, context=self._tls)
+        else:
+            connection = http.client.HTTPConnection(self.host, timeout=60)
+        sent = {"Content-Type": kind, "Content-Length": str(len(body)), **self._login}
+        if self.bearer:
+            sent["Authorization"] = f"Bearer {self.bearer}"
+        connection.request(method, path, body, sent)
         answer = connection.getresponse()
         text = answer.read()
         connection.close()
@@ -203,31 +215,49 @@ def registry_program() -> str | None:
     return shutil.which("docker-registry")
 
 
+class Guarded(msgspec.Struct, frozen=True, kw_only=True):
+    """How a registry is guarded. `tls`: certificate, key and CA; `login`: "user:password" with its `htpasswd` line;
+    `auth`: an `auth` section of the registry's own.
+    """
+
+    tls: tuple[Path, Path, Path] | None = None
+    login: str = ""
+    htpasswd: str = ""
+    auth: str = ""
+
+
+_OPEN = Guarded()
+
+
 @contextlib.contextmanager
-def registry(htpasswd: str = "") -> Iterator[Registry]:
+def registry(guarded: Guarded = _OPEN, port: int = 0) -> Iterator[Registry]:
     """A docker-registry on a free port, its data in a folder that is removed."""
     program = registry_program()
     if program is None:
         raise RuntimeError("docker-registry is not installed (apt-get install docker-registry)")
     with tempfile.TemporaryDirectory(prefix="stead-registry-") as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
         port = probe.getsockname()[1]
         probe.close()
         config = Path(folder) / "config.yml"
         text = (
             f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
-            f"http: {{addr: '127.0.0.1:{port}'}}\n"
+            f"http:\n  addr: '127.0.0.1:{port}'\n"
         )
-        if htpasswd:
-            (Path(folder) / "htpasswd").write_text(htpasswd)
+        if guarded.tls:
+            text += f"  tls: {{certificate: {guarded.tls[0]}, key: {guarded.tls[1]}}}\n"
+        if guarded.htpasswd:
+            (Path(folder) / "htpasswd").write_text(guarded.htpasswd)
             text += f"auth: {{htpasswd: {{realm: test, path: {folder}/htpasswd}}}}\n"
+        text += guarded.auth
         config.write_text(text)
         process = subprocess.Popen(
             [program, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
             _until_open(port, process)
-            yield Registry(port)
+            yield Registry(port, guarded.tls[2] if guarded.tls else None, guarded.login)
         finally:
             process.terminate()
             process.wait(10)

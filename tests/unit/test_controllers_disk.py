@@ -402,6 +402,8 @@ def test_old_imports_go_beyond_those_to_keep() -> None:
     assert not plan.start
     due = decide_imports(wanted, imports("a"), datetime(2026, 1, 6, 1, tzinfo=UTC))
     assert due.start == "d-202601060000"
+    after_a_long_sleep = decide_imports(wanted, imports("a"), datetime(2026, 3, 6, 1, tzinfo=UTC))
+    assert after_a_long_sleep.start == "d-202603060000"
 
 
 @pytest.mark.parametrize(

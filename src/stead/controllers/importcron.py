@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -135,14 +135,23 @@ def _ticks(import_cron: Object, imports: list[Object], now: datetime) -> tuple[d
     if last is None:
         tick = time_from_text(import_cron["metadata"]["creationTimestamp"])
     elif schedule is not None:
-        due = schedule.after(last)
-        if due is not None and due <= now:
-            tick = due
+        tick = _latest_due(schedule, last, now)
     elif not error and not imports and not status_of(import_cron).get("lastImportedPVC"):
         tick = time_from_text(import_cron["metadata"]["creationTimestamp"])  # its only import was removed: try again
     if schedule is not None:
         next_tick = schedule.after(max(now, tick or now))
     return tick, next_tick, error
+
+
+def _latest_due(schedule: cron.Schedule, last: datetime, now: datetime) -> datetime | None:
+    """The newest tick after `last` and not after `now`: those that were missed before it are not made up for."""
+    for span in (timedelta(hours=1), timedelta(days=1), timedelta(days=32), timedelta(days=366), now - last):
+        due = schedule.after(max(last, now - span))
+        if due is not None and due <= now:
+            while (later := schedule.after(due)) is not None and later <= now:
+                due = later
+            return due
+    return None
 
 
 def _outdated(import_cron: Object, done: list[str], *, keep_also: str) -> tuple[str, ...]:
