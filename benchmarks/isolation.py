@@ -32,6 +32,7 @@ def enter(arguments: Sequence[str]) -> int:
     """Run a command in namespaces of its own and wait for it."""
     command = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc",
                "--propagation", "private", *arguments]  # fmt: skip
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that whoever ends us ends all of it
     with scratch() as root, subprocess.Popen(command, env={**os.environ, ROOT: str(root)}) as process:
         try:
             return process.wait()
