@@ -3,7 +3,8 @@
 Called by `stead up`, `plane`, `agent` and `uninstall` before anything listens. `prepare` is idempotent and renews
 certificates that are due; running processes pick renewed files up by themselves. Only this module decides who owns
 which directory: the plane's state belongs to the unprivileged account, the agent's to root, what clients need is
-readable.
+readable. The libraries for certificates and YAML are imported by the functions that need them: `stead up`, which stays
+in memory as long as machines do, asks here mostly for locks.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-import yaml
 
 import stead
-from stead import pki
 from stead.config import ANY_ADDRESS, ConfigError, Settings
+
+if TYPE_CHECKING:
+    from stead import pki
 
 #: Common name that agents accept, and no other.
 PLANE_USER = "stead-plane"
@@ -45,6 +48,8 @@ class Files(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, settings: Settings) -> Files:
+        from stead import pki
+
         plane, agent = settings.plane_dir / "pki", settings.agent_dir / "pki"
         return cls(
             authority=pki.Pair(plane / "ca.crt", plane / "ca.key"),
@@ -112,6 +117,8 @@ def _api_names(settings: Settings) -> tuple[str, ...]:
 
 def prepare(settings: Settings) -> Files:
     """Make what is missing, renew what is due, and return where everything lies. Root, or the plane's own account."""
+    from stead import pki
+
     owner = account(settings)
     files = Files.of(settings)
     _directory(settings.state_dir, 0o755, None)
@@ -144,6 +151,8 @@ def prepare(settings: Settings) -> Files:
 
 def _ensure_admin(settings: Settings, files: Files, authority: pki.Pair) -> None:
     """The administrator's kubeconfig: certificate and key inside, written anew when due or when the URL changed."""
+    from stead import pki
+
     identity = pki.Identity("stead-admin", ("system:masters",))
     kept = files.admin_kubeconfig
     copy = kept.with_name("admin.crt")
@@ -172,6 +181,7 @@ def forget(settings: Settings) -> None:
 
 def kubeconfig(settings: Settings, ca: bytes, certificate: bytes, key: bytes) -> str:
     """A kubeconfig (YAML) that carries everything inside itself."""
+    import yaml
 
     def packed(data: bytes) -> str:
         return base64.b64encode(data).decode()

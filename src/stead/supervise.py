@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -144,7 +145,7 @@ class _Stopping:
 def up(settings: Settings, config: Path | None) -> None:
     """Run until SIGTERM or SIGINT. Raises ConfigError, installation.AlreadyRunning."""
     stopping = _Stopping()
-    installation.prepare(settings)
+    _prepare(settings)
     arguments = ["--config", str(config)] if config else []
     with installation.running(settings, "up"):
         installation.note_release(settings)
@@ -155,6 +156,31 @@ def up(settings: Settings, config: Path | None) -> None:
         finally:
             _notify("STOPPING=1")
             stop(children)
+
+
+def _prepare(settings: Settings) -> None:
+    """`installation.prepare` in a child, with which the libraries for certificates leave the memory again (8 MB).
+
+    Raises ConfigError with the child's sentence.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()  # there are no threads here
+    if pid == 0:
+        code = 1
+        try:
+            installation.prepare(settings)
+            code = 0
+        except (ConfigError, OSError) as error:
+            os.write(writing, str(error).encode()[:4000])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        told = pipe.read().decode("utf-8", "replace")
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        raise ConfigError(told or "the directories and certificates of this installation could not be made")
 
 
 def _await_orphans(settings: Settings, stopping: _Stopping) -> None:
@@ -180,7 +206,7 @@ class _Chores:
             self._is_told = True
             _notify("READY=1")
         if now - self._renewed > RENEW_SECONDS:
-            installation.prepare(self._settings)
+            _prepare(self._settings)
             self._renewed = now
         if now - self._rotated > LOG_SECONDS:
             self._rotated = now

@@ -121,6 +121,24 @@ def test_sigterm_while_starting_leaves_nothing(place: Place, delay: float) -> No
     until(lambda: not (place.pid("plane") or place.pid("agent")), "no child is left")
 
 
+def test_keeps_no_library_in_memory_that_only_its_preparation_needs(place: Place) -> None:
+    place.up()
+    until(place.are_up, "all run")
+    assert installation.Files.of(place.settings).api.certificate.exists()
+    mapped = Path(f"/proc/{place.pid('up')}/maps").read_text()
+    assert not [name for name in ("cryptography", "aiohttp", "yaml", "libssl") if name in mapped]
+
+
+def test_what_cannot_be_prepared_is_said_in_one_sentence(place: Place) -> None:
+    (place.folder / "away").mkdir()
+    (place.folder / "state").symlink_to(place.folder / "away")
+    process = place.up()
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert told.decode().strip().splitlines()[-1].startswith("stead.config.ConfigError: ")
+    assert str(place.folder / "state") in told.decode()
+
+
 def test_starts_a_killed_child_again_at_once(place: Place) -> None:
     place.up()
     until(place.are_up, "all run")
