@@ -34,8 +34,8 @@ BACKOFF = Backoff(base=0.3, cap=0.6, jitter=0.0)
 class World:
     """See the module. `pools` by name."""
 
-    def __init__(self, client: Client, pools: dict[str, Pool]) -> None:
-        self.client, self.pools = client, pools
+    def __init__(self, client: Client, pools: dict[str, Pool], kubeconfig: Path) -> None:
+        self.client, self.pools, self.kubeconfig = client, pools, kubeconfig
 
     async def until(
         self, resource: Resource, name: str, holds: Callable[[Object], Any], namespace: str = "default"
@@ -99,7 +99,7 @@ async def import_world(folder: Path, **more_pools: Path) -> AsyncIterator[World]
             await server.client.create(NODE, node)
             await server.client.patch(NODE, None, HOST, {"status": status}, subresource="status")
             tasks.append(asyncio.create_task(Volumes(server.client, pools, settings).run()))
-            yield World(server.client, pools)
+            yield World(server.client, pools, server.kubeconfig)
         finally:
             for task in tasks:
                 task.cancel()

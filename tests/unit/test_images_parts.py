@@ -119,6 +119,10 @@ def test_the_catalogue_names_what_exists() -> None:
     names = [entry.name for entry in catalogue.PUBLISHED]
     assert len(names) == len(set(names))
     assert "ubuntu2404" in names
+    newest = {"ubuntu": "ubuntu2604", "debian": "debian13-cloud", "fedora": "fedora", "rocky": "rocky10", "no": None}
+    for name, found in newest.items():
+        entry = catalogue.find(name)
+        assert (entry.name if entry else None) == found
     for entry in catalogue.PUBLISHED:
         for item in catalogue.objects(entry, "images"):
             assert item["metadata"]["labels"]["instancetype.kubevirt.io/default-preference"] == entry.preference

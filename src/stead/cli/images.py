@@ -101,7 +101,7 @@ async def add(
     """Add image NAME: from the catalogue, or --from a FILE or URL."""
     from stead.images import catalogue
 
-    entry = next((found for found in catalogue.PUBLISHED if found.name == name), None)
+    entry = catalogue.find(name)
     defaults = {
         f"{LABELS}instancetype": instancetype or (entry.instancetype if entry else "u1.medium"),
         f"{LABELS}preference": preference or (entry.preference if entry else "linux"),
@@ -113,7 +113,7 @@ async def add(
             )
         for item in catalogue.objects(entry, NAMESPACE):
             await session.apply(register.resource_for(item["kind"], _group(item)), item)
-        click.echo(f"{name}: will be imported from {entry.origin}; `stead image list` shows how far it is.")
+        click.echo(f"{entry.name}: will be imported from {entry.origin}; `stead image list` shows how far it is.")
         return
     if "://" in origin:
         source: Object = {"registry": {"url": origin}} if origin.startswith("docker://") else {"http": {"url": origin}}

@@ -14,6 +14,7 @@ from stead.controllers import volume_needs
 from stead.controllers.conditions import (
     annotations_of,
     condition,
+    find_condition,
     is_deleting,
     merge_conditions,
     spec_of,
@@ -57,7 +58,10 @@ def _claim_ready(namespace: str, name: str, data_volumes: Lookup, claims: Lookup
     claim, data_volume = claims(namespace, name), data_volumes(namespace, name)
     if data_volume is not None and status_of(data_volume).get("phase") != "Succeeded":
         phase = status_of(data_volume).get("phase") or "Pending"
-        return condition("Ready", "False", phase, f"Import DataVolume {namespace}/{name} is {phase}")
+        running = find_condition(data_volume, "Running") or {}
+        trouble = running.get("message") if running.get("status") == "False" else ""
+        text = f"Import DataVolume {namespace}/{name} is {phase}"
+        return condition("Ready", "False", phase, f"{text}: {trouble}" if trouble else text)
     if claim is None or is_deleting(claim):
         return condition("Ready", "False", "NotFound", f"PVC {namespace}/{name} not found")
     if volume_needs.SOURCE in annotations_of(claim) and volume_needs.transfer_of(claim).get("phase") != "Succeeded":

@@ -7,6 +7,7 @@ the vendors' own cloud images.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -105,8 +106,10 @@ PUBLISHED: tuple[Published, ...] = (
 
 
 def find(name: str) -> Published | None:
-    """The entry of that name."""
-    return next((entry for entry in PUBLISHED if entry.name == name), None)
+    """The entry of that name; of a system's bare name (`ubuntu`) its newest release, which stands first."""
+    exact = next((entry for entry in PUBLISHED if entry.name == name), None)
+    release = re.compile(re.escape(name) + r"-?\d+(-cloud)?")
+    return exact or next((entry for entry in PUBLISHED if release.fullmatch(entry.name)), None)
 
 
 def labels(entry: Published) -> dict[str, str]:
