@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import hypothesis
 import pytest
 import pytest_asyncio
 from tests.stead_host import SteadHost, stead_host
+
+# How long an example takes says more of the machine than of our code.
+hypothesis.settings.register_profile("stead", deadline=None)
+hypothesis.settings.load_profile("stead")
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

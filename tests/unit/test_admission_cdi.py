@@ -79,9 +79,7 @@ def test_a_claim_of_that_name_is_only_adopted_when_allowed() -> None:
 
 def test_an_import_cron_needs_a_source_and_a_data_source() -> None:
     template = {"spec": {"source": {"registry": {"url": "docker://registry.example/os"}}}}
-    good = thing(
-        "DataImportCron", "os", {"schedule": "0 3 * * *", "managedDataSource": "os", "template": template}
-    )
+    good = thing("DataImportCron", "os", {"schedule": "0 3 * * *", "managedDataSource": "os", "template": template})
     assert send(good) == good
     bad = thing("DataImportCron", "os", {"schedule": "often", "template": {"spec": {}}})
     with pytest.raises(ApiError) as caught:

@@ -70,9 +70,7 @@ def test_the_old_way_to_say_it_is_answered_with_a_warning() -> None:
     old_way = machine({"runStrategy": None, "running": False})
     del old_way["spec"]["runStrategy"]
     stored = send(old_way)
-    assert Admission(Objects()).warnings(stored) == [
-        "spec.running is deprecated, please use spec.runStrategy instead."
-    ]
+    assert Admission(Objects()).warnings(stored) == ["spec.running is deprecated, please use spec.runStrategy instead."]
 
 
 def test_a_field_that_the_instancetype_decides_is_refused() -> None:

@@ -19,9 +19,7 @@ def test_a_cell_from_outside_cannot_break_the_table() -> None:
     assert len(output.table(["NAME"], [["a\nb\tc"]]).splitlines()) == 2
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(5, "5s"), (119, "119s"), (120, "2m"), (7200, "2h"), (172_800, "2d")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(5, "5s"), (119, "119s"), (120, "2m"), (7200, "2h"), (172_800, "2d")])
 def test_ages_are_short(seconds: int, text: str) -> None:
     now = datetime.datetime(2026, 1, 5, tzinfo=datetime.UTC)
     since = (now - datetime.timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")

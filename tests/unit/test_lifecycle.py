@@ -113,9 +113,7 @@ def test_a_plugged_volume_comes_out_again_as_it_went_in() -> None:
     options = {"name": "extra", "disk": {"disk": {"bus": "scsi"}}, "volumeSource": source}
     added = patch.json_patch(before, list(lifecycle.decide_add_volume("web", before, options).machine_patch))
     spec = added["spec"]["template"]["spec"]
-    assert spec["volumes"] == [
-        {"name": "extra", "persistentVolumeClaim": {"claimName": "data", "hotpluggable": True}}
-    ]
+    assert spec["volumes"] == [{"name": "extra", "persistentVolumeClaim": {"claimName": "data", "hotpluggable": True}}]
     assert code_of(lifecycle.decide_add_volume, "web", added, options) == 409
     removal = lifecycle.decide_remove_volume("web", added, {"name": "extra"})
     assert patch.json_patch(added, list(removal.machine_patch))["spec"]["template"]["spec"]["volumes"] == []

@@ -131,5 +131,3 @@ def _add_helpers(line: Line, plan: Plan) -> None:
     balloon = line.last("--memballoon")
     if balloon and choice(balloon, "model", ("virtio", "default", "none")) == "none":
         plan.devices["autoattachMemBalloon"] = False
-
-

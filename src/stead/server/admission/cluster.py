@@ -52,9 +52,7 @@ class Cluster(msgspec.Struct, frozen=True):
     def machine_type(self, architecture: str) -> str:
         """Machine type of a machine that names none."""
         default = _MACHINES.get(architecture, _MACHINES["amd64"])[0]
-        return str(
-            self._machines(architecture).get("machineType") or self.configuration.get("machineType") or default
-        )
+        return str(self._machines(architecture).get("machineType") or self.configuration.get("machineType") or default)
 
     def emulated_machines(self, architecture: str) -> list[str]:
         """Patterns of the machine types that are accepted."""

@@ -212,5 +212,3 @@ def refuse_matchers(spec: Json, old_spec: Json | None) -> None:
     findings = Findings()
     check_matchers(spec, old_spec, findings)
     findings.refuse_if_any()
-
-

@@ -137,9 +137,7 @@ def _check_claim_free(name: str, volume: Json, lookup: Lookup, namespace: str, f
     existing = lookup.get(register.PERSISTENT_VOLUME_CLAIM, namespace, name)
     if existing is None:
         return
-    adopts = [
-        ((o.get("metadata") or {}).get("annotations") or {}).get(_ADOPTION) == "true" for o in (volume, existing)
-    ]
+    adopts = [((o.get("metadata") or {}).get("annotations") or {}).get(_ADOPTION) == "true" for o in (volume, existing)]
     populated = ((existing.get("metadata") or {}).get("annotations") or {}).get("cdi.kubevirt.io/storage.populatedFor")
     if not any(adopts) and populated != name:
         findings.add("", f"Destination PVC {namespace}/{name} already exists")

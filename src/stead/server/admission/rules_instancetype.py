@@ -54,9 +54,7 @@ def applied(machine_template: Json, instancetype: Json | None, preference: Json 
     type_spec, preference_spec = (instancetype or {}).get("spec"), (preference or {}).get("spec")
     spec, conflicts = apply_instancetype.apply(machine_template.get("spec") or {}, type_spec, preference_spec)
     metadata: Json = machine_template.get("metadata") or {}
-    annotations, clashes = apply_instancetype.apply_annotations(
-        metadata.get("annotations"), type_spec, preference_spec
-    )
+    annotations, clashes = apply_instancetype.apply_annotations(metadata.get("annotations"), type_spec, preference_spec)
     made = {**machine_template, "spec": spec}
     if annotations:
         made["metadata"] = {**metadata, "annotations": annotations}

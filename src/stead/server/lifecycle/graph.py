@@ -37,9 +37,7 @@ def _require(enabled: bool) -> None:
         raise bad_request("ObjectGraph feature gate not enabled: Unable to return object graph.")
 
 
-def _node(
-    group: str, kind: str, name: str, namespace: str, role: str, children: list[Json] | None = None
-) -> Json:
+def _node(group: str, kind: str, name: str, namespace: str, role: str, children: list[Json] | None = None) -> Json:
     """One node; `namespace` "" for a cluster-scoped object."""
     reference = {"apiGroup": group, "kind": kind, "name": name, **({"namespace": namespace} if namespace else {})}
     node: Json = {"objectReference": reference, "labels": {_LABEL: role}}

@@ -44,9 +44,7 @@ _MACHINE_CALLS: dict[str, _Decider] = {
     "stop": lambda c: power.decide_stop(c.name, c.machine, c.instance, c.body),
     "restart": lambda c: power.decide_restart(c.name, c.machine, c.instance, c.body),
     "migrate": lambda c: power.decide_migrate(c.name, c.machine, c.instance, c.body, c.can_migrate),
-    "evacuate/cancel": lambda c: power.decide_cancel_evacuation(
-        c.name, c.instance, c.body, c.machine, of_machine=True
-    ),
+    "evacuate/cancel": lambda c: power.decide_cancel_evacuation(c.name, c.instance, c.body, c.machine, of_machine=True),
     "addvolume": lambda c: volumes.decide_add_volume(c.name, c.machine, c.body),
     "removevolume": lambda c: volumes.decide_remove_volume(c.name, c.machine, c.body),
     "memorydump": lambda c: volumes.decide_memory_dump(c.name, c.machine, c.instance),
@@ -120,7 +118,5 @@ def _decide_port_forward(call: Call, rest: str) -> Decision:
     if not number.isdecimal() or len(number) > 5:
         raise bad_request(f"invalid port: {number}")
     if call.plural == MACHINES:
-        return guest.decide_machine_port_forward(
-            call.name, call.machine, call.instance, int(number), protocol or "tcp"
-        )
+        return guest.decide_machine_port_forward(call.name, call.machine, call.instance, int(number), protocol or "tcp")
     return guest.decide_port_forward(call.name, call.instance, int(number), protocol or "tcp")
