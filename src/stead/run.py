@@ -105,7 +105,6 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
         undo.callback(api.app.stop)
         options = ControllerOptions(
             pod_cidr=settings.pod_cidr,
-            pools=tuple(pool.name for pool in settings.all_pools),
             root_ca=files.ca.read_text(encoding="utf-8"),
             roles=tuple(image_roles()),
             upload_url=settings.url,

@@ -120,7 +120,7 @@ async def test_what_a_qcow2_volume_cannot_do_is_refused(pool: Pool) -> None:
     with pytest.raises(PoolError, match="cannot grow yet"):
         pool.resize("u1", 128 * MIB)
     with pytest.raises(PoolError, match="cannot be cloned yet"):
-        pool.clone("u1", VolumeSpec(uid="u2", size_bytes=64 * MIB))
+        pool.clone(pool.get("u1"), VolumeSpec(uid="u2", size_bytes=64 * MIB))
 
 
 def test_a_data_volume_that_adopts_says_so_to_the_host() -> None:

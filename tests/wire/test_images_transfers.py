@@ -11,6 +11,7 @@ import lzma
 import os
 import struct
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -295,15 +296,25 @@ async def test_an_upload_that_breaks_off_is_never_taken_for_whole(pool: Pool, di
     assert pool.partials() == []
 
 
+async def test_a_clone_may_lie_in_another_pool_on_another_filesystem(web: Web, pool: Pool, disk: Path) -> None:
+    web.files["image"] = disk
+    first = await fill(pool, spec(), url_source(web.url("image")))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        other = Pool(Path(folder) / "pool", "memory")
+        copy = await fill(other, spec(uid="copy"), Source(kind="pvc", volume=first.volume))
+        assert content(copy, 8 * MIB) == disk.read_bytes()
+        assert copy.volume.allocated_bytes < 3 * MIB
+
+
 async def test_a_clone_shares_nothing_with_its_source(web: Web, pool: Pool, disk: Path) -> None:
     web.files["image"] = disk
     first = await fill(pool, spec(), url_source(web.url("image")))
-    second = await fill(pool, spec(32 * MIB, "clone"), Source(kind="pvc", source_uid=first.volume.uid))
+    second = await fill(pool, spec(32 * MIB, "clone"), Source(kind="pvc", volume=first.volume))
     pool.delete(first.volume.uid)
     assert content(second, 8 * MIB) == disk.read_bytes()
     assert second.volume.size_bytes == 32 * MIB
     with pytest.raises(TransferFailed, match="smaller than the source"):
-        await fill(pool, spec(MIB, "small"), Source(kind="pvc", source_uid="clone"))
+        await fill(pool, spec(MIB, "small"), Source(kind="pvc", volume=second.volume))
 
 
 needs_registry = pytest.mark.skipif(registry_program() is None, reason="docker-registry is not installed on this host")

@@ -23,12 +23,13 @@ import structlog
 
 from stead.agent import volume_claims as claims
 from stead.agent.volume_claims import Transfer
+from stead.agent.volume_sources import SourceReader
 from stead.client.contract import Client
 from stead.client.informer import Informers, Key, key_of
 from stead.client.queue import Backoff
 from stead.images.child import TransferFailed
 from stead.images.jobs import UNCHANGED
-from stead.images.sources import Access, Policy
+from stead.images.sources import Policy
 from stead.images.transfers import Source, discard_useless, fill
 from stead.kinds import register
 from stead.kube.errors import ApiError
@@ -77,6 +78,9 @@ class Volumes:
         self._by_name = dict(pools)
         self._settings = settings
         self._hooks = hooks or Hooks()
+        self._sources = SourceReader(
+            client, settings.policy, settings.insecure_registries, pools.values(), self._hooks.is_in_use
+        )
         self._informers = Informers(client)
         self._claims = self._informers.of(register.PERSISTENT_VOLUME_CLAIM)
         self._volumes = self._informers.of(register.PERSISTENT_VOLUME)
@@ -248,12 +252,9 @@ class Volumes:
             await asyncio.sleep(self._settings.backoff.delay(restarts))
 
     async def _transfer(self, claim: Object, pool: Pool, kind: str, state: Transfer) -> None:
-        if kind == "blank":
-            source = Source(kind="blank")
-        else:
+        if kind != "blank":
             await self._write(claim, pool, state)
-            source = Source(kind="existing") if kind == "existing" else await self._source(claim, pool)
-        await self._carry_out(claim, pool, source, state)
+        await self._carry_out(claim, pool, await self._sources.read(claim), state)
 
     async def _carry_out(
         self, claim: Object, pool: Pool, source: Source, state: Transfer, body: AsyncIterator[bytes] | None = None
@@ -285,73 +286,6 @@ class Volumes:
                 told = progress.text
                 with contextlib.suppress(ApiError):
                     await self._write(claim, pool, msgspec.structs.replace(state, progress=told))
-
-    # sources -----------------------------------------------------------------------------------------------------
-
-    async def _source(self, claim: Object, pool: Pool) -> Source:
-        """The source with its references resolved; TransferFailed says what is missing."""
-        wanted = claims.source_of(claim)
-        assert wanted is not None
-        namespace, kind = claim["metadata"]["namespace"], str(wanted.get("kind"))
-        if kind == "pvc":
-            return Source(kind="pvc", source_uid=await self._clone_source(wanted, pool))
-        if kind not in ("http", "registry"):
-            raise TransferFailed("Error", f"source {kind} is not one that this host can import from", fatal=True)
-        access = Access(
-            headers=await self._headers(namespace, wanted),
-            ca_pem=await self._ca(namespace, str(wanted.get("certConfigMap") or "")),
-            verify=not wanted.get("insecureSkipVerify"),
-            policy=self._settings.policy,
-        )
-        if secret := str(wanted.get("secretRef") or ""):
-            data = claims.secret_data(await self._read(register.SECRET, namespace, secret))
-            access = msgspec.structs.replace(
-                access, user=data.get("accessKeyId", ""), password=data.get("secretKey", "")
-            )
-        url = str(wanted.get("url", ""))
-        return Source(kind=kind, url=url, access=access, checksum=str(wanted.get("checksum") or ""),
-                      insecure=kind == "registry" and await self._is_insecure(url),
-                      known_digest=claims.annotations_of(claim).get(claims.KNOWN_DIGEST, ""))  # fmt: skip
-
-    async def _clone_source(self, wanted: Object, pool: Pool) -> str:
-        namespace, name = str(wanted.get("namespace", "")), str(wanted.get("name", ""))
-        source = await self._read(register.PERSISTENT_VOLUME_CLAIM, namespace, name)
-        uid = str(source["metadata"]["uid"])
-        if claims.source_of(source) and claims.transfer_of(source).phase != "Succeeded":
-            raise TransferFailed("CloneSourceNotReady", f"source PVC {namespace}/{name} is still being filled")
-        try:
-            volume = await asyncio.to_thread(pool.get, uid)
-        except PoolError as error:
-            raise TransferFailed("CloneSourceMissing", f"source PVC {namespace}/{name}: {error}") from error
-        if self._hooks.is_in_use(str(volume.path)):
-            raise TransferFailed("CloneSourceInUse", f"source PVC {namespace}/{name} is in use by a machine")
-        return uid
-
-    async def _headers(self, namespace: str, wanted: Object) -> tuple[str, ...]:
-        lines = [str(line) for line in wanted.get("extraHeaders") or []]
-        for name in wanted.get("secretExtraHeaders") or []:
-            lines += claims.secret_data(await self._read(register.SECRET, namespace, str(name))).values()
-        return tuple(line.strip() for line in lines)
-
-    async def _ca(self, namespace: str, name: str) -> str:
-        if not name:
-            return ""
-        found = await self._read(register.CONFIG_MAP, namespace, name)
-        return "\n".join(str(text) for text in (found.get("data") or {}).values())
-
-    async def _is_insecure(self, url: str) -> bool:
-        host = url.removeprefix("docker://").partition("/")[0]
-        known = list(self._settings.insecure_registries)
-        with contextlib.suppress(ApiError):
-            config = await self._client.get(register.CDI_CONFIG, None, "config")
-            known += (config.get("spec") or {}).get("insecureRegistries") or []
-        return host in known
-
-    async def _read(self, resource: Any, namespace: str, name: str) -> Object:
-        try:
-            return await self._client.get(resource, namespace, name)
-        except ApiError as error:
-            raise TransferFailed("Error", f"{resource.kind} {namespace}/{name}: {error.message}") from error
 
     # uploads -----------------------------------------------------------------------------------------------------
 

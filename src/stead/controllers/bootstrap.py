@@ -15,8 +15,8 @@ from typing import Any
 import structlog
 
 from stead.client.contract import Client
+from stead.controllers.classes import local_class
 from stead.controllers.conditions import condition, merge_conditions, status_of, text_from_time
-from stead.controllers.volume_needs import PROVISIONER
 from stead.controllers.writes import create_if_absent, guarded_patch, read, write_status
 from stead.kinds import catalogue
 from stead.kinds.register import CDI, CDI_CONFIG, KUBEVIRT, NAMESPACE, STORAGE_CLASS, resource_for
@@ -42,20 +42,13 @@ PARALLEL = 16
 KUBEVIRT_VERSION, CDI_VERSION = "v1.8.4", "v1.63.1"
 
 
-async def bootstrap(
-    client: Client, now: Any, *, roles: Sequence[Object] = (), pools: Sequence[str] = ("default",)
-) -> None:
-    """Create what is missing, refresh what is shipped.
-
-    `now`: a function giving the time; `roles`: RBAC objects; `pools`: each has a StorageClass of its name, and
-    `default` the class `local`.
-    """
+async def bootstrap(client: Client, now: Any, *, roles: Sequence[Object] = ()) -> None:
+    """Create what is missing, refresh what is shipped. `now`: a function giving the time; `roles`: RBAC objects."""
     for name in NAMESPACES:
         await create_if_absent(client, NAMESPACE, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     await _kubevirt(client, text_from_time(now()))
     await _cdi(client, text_from_time(now()))
-    for pool in pools:
-        await _storage_class(client, pool)
+    await create_if_absent(client, STORAGE_CLASS, local_class())
     slots = asyncio.Semaphore(PARALLEL)  # the store commits concurrent writes together
 
     async def ship(shipped: Object) -> None:
@@ -106,9 +99,14 @@ async def _kubevirt(client: Client, now: str) -> None:
         "kind": KUBEVIRT.kind,
         "metadata": {"namespace": "kubevirt", "name": "kubevirt"},
         # A machine cannot be bridged to the pod network here: say so at once, not when it starts.
-        "spec": {"configuration": {"network": {
-            "defaultNetworkInterface": "masquerade", "permitBridgeInterfaceOnPodNetwork": False,
-        }}},
+        "spec": {
+            "configuration": {
+                "network": {
+                    "defaultNetworkInterface": "masquerade",
+                    "permitBridgeInterfaceOnPodNetwork": False,
+                }
+            }
+        },
     }
     await create_if_absent(client, KUBEVIRT, made)
     known = await client.get(KUBEVIRT, "kubevirt", "kubevirt")
@@ -152,20 +150,3 @@ async def _cdi(client: Client, now: str) -> None:
         "spec": {"featureGates": ["HonorWaitForFirstConsumer"]},
     }
     await create_if_absent(client, CDI_CONFIG, config)
-
-
-async def _storage_class(client: Client, pool: str) -> None:
-    metadata: Object = {"name": pool}
-    if pool == "default":
-        metadata = {"name": "local", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}
-    made = {
-        "apiVersion": STORAGE_CLASS.api_version,
-        "kind": STORAGE_CLASS.kind,
-        "metadata": metadata,
-        "provisioner": PROVISIONER,
-        "parameters": {"pool": pool},
-        "reclaimPolicy": "Delete",
-        "volumeBindingMode": "Immediate",
-        "allowVolumeExpansion": True,
-    }
-    await create_if_absent(client, STORAGE_CLASS, made)

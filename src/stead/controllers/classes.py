@@ -53,6 +53,13 @@ def build_class(pool: str) -> Object:
     }
 
 
+def local_class() -> Object:
+    """`local`, the default class, of the pool that every host has."""
+    made = build_class(DEFAULT_POOL)
+    made["metadata"] = {"name": "local", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}
+    return made
+
+
 def decide_classes(hosts: Iterable[Object], classes: Iterable[Object]) -> Plan:
     """What is missing, for the hosts and classes that there are."""
     known = {c["metadata"]["name"]: c for c in classes}

@@ -50,8 +50,6 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
     root_ca: str = ""
     #: RBAC objects to create and refresh
     roles: tuple[Object, ...] = ()
-    #: names of the hosts' pools; each has a StorageClass
-    pools: tuple[str, ...] = ("default",)
     #: what CDIConfig says about uploads
     upload_url: str = ""
     upload_ca: str = ""
@@ -134,7 +132,7 @@ async def _bootstrap(client: Client, options: ControllerOptions) -> None:
     backoff, failures = Backoff(base=0.2, cap=10.0), 0
     while True:
         try:
-            await bootstrap(client, lambda: datetime.now(UTC), roles=options.roles, pools=options.pools)
+            await bootstrap(client, lambda: datetime.now(UTC), roles=options.roles)
             return
         except Exception as error:
             failures += 1

@@ -41,8 +41,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     checksum: str = ""
     access: Access = Access()
     insecure: bool = False
-    #: of the volume to clone, for `pvc`
-    source_uid: str = ""
+    #: the volume to clone, for `pvc`
+    volume: Volume | None = None
     #: declared by an uploader: format, length of the body
     format: str = ""
     total: int = -1
@@ -79,8 +79,8 @@ async def fill(
             return Filled(volume=volume, virtual_bytes=volume.size_bytes)
         if spec.format != "raw":
             raise PoolError("Invalid", f"a volume filled from {source.kind} is kept as raw, not {spec.format}")
-        if source.kind == "pvc":
-            volume = await _clone(pool, spec, source.source_uid, tell)
+        if source.kind == "pvc" and source.volume is not None:
+            volume = await _clone(pool, spec, source.volume, tell)
             return Filled(volume=volume, virtual_bytes=volume.size_bytes)
         return await _import(pool, spec, source, tell, body)
     except PoolError as error:
@@ -135,7 +135,7 @@ def _head(path: Path) -> tuple[bytes, int]:
         os.close(fd)
 
 
-async def _clone(pool: Pool, spec: VolumeSpec, source_uid: str, tell: OnPercent) -> Volume:
+async def _clone(pool: Pool, spec: VolumeSpec, source: Volume, tell: OnPercent) -> Volume:
     """Clone in a thread, which ends at its next piece when we are cancelled."""
     stop = threading.Event()
 
@@ -145,7 +145,7 @@ async def _clone(pool: Pool, spec: VolumeSpec, source_uid: str, tell: OnPercent)
         loop.call_soon_threadsafe(tell, share * 100)
 
     loop = asyncio.get_running_loop()
-    work = asyncio.ensure_future(asyncio.to_thread(pool.clone, source_uid, spec, on_share))
+    work = asyncio.ensure_future(asyncio.to_thread(pool.clone, source, spec, on_share))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:

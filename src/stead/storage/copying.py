@@ -14,6 +14,7 @@ from pathlib import Path
 
 _FICLONE = 0x40049409
 _COPY_BYTES = 64 << 20
+_READ_BYTES = 1 << 20
 
 
 def copy_disk(source: Path, target: Path, on_share: Callable[[float], None] | None = None) -> None:
@@ -48,8 +49,18 @@ def _copy_data(read: int, write: int, size: int, tell: Callable[[float], None]) 
             raise
         position = os.lseek(read, start, os.SEEK_HOLE)
         while start < position:
-            copied = os.copy_file_range(read, write, min(_COPY_BYTES, position - start), start, start)
+            copied = _copy_piece(read, write, min(_COPY_BYTES, position - start), start)
             if not copied:
-                return
+                raise OSError(errno.EIO, "the source became shorter while it was copied")
             start += copied
             tell(start / size)
+
+
+def _copy_piece(read: int, write: int, count: int, offset: int) -> int:
+    """Copy some of `count` bytes at an offset; answers how many. In the kernel, but between filesystems by hand."""
+    try:
+        return os.copy_file_range(read, write, count, offset, offset)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+    return os.pwrite(write, os.pread(read, min(count, _READ_BYTES), offset), offset)

@@ -370,14 +370,14 @@ class Pool:
             shutil.rmtree(doomed, ignore_errors=True)
             shutil.rmtree(self._partial(volume_uid), ignore_errors=True)
 
-    def clone(self, source_uid: str, spec: VolumeSpec, on_share: Callable[[float], None] | None = None) -> Volume:
-        """A new volume with the source's content, sharing blocks where the filesystem can, never depending on it.
+    def clone(self, source: Volume, spec: VolumeSpec, on_share: Callable[[float], None] | None = None) -> Volume:
+        """A new volume with the content of one in this or another pool of the host, sharing blocks where the filesystem
+        can, never depending on it.
 
         The source must not be written meanwhile. `on_share` is called with 0.0..1.0 and may raise to give up.
         """
-        source = self.get(source_uid)
         if source.format != "raw":
-            raise PoolError("Invalid", f"volume {source_uid} is kept as {source.format} and cannot be cloned yet")
+            raise PoolError("Invalid", f"volume {source.uid} is kept as {source.format} and cannot be cloned yet")
         if spec.size_bytes < source.size_bytes:
             raise PoolError(
                 "TooSmall",
@@ -386,7 +386,7 @@ class Pool:
             )
         path = self.begin(spec)
         try:
-            with _clear_errors(f"volume {source_uid} cannot be cloned to {spec.uid} in pool {self.name}"):
+            with _clear_errors(f"volume {source.uid} cannot be cloned to {spec.uid} in pool {self.name}"):
                 copy_disk(source.path, path, on_share)
                 os.truncate(path, spec.size_bytes)
             return self.publish(spec.uid)
