@@ -167,9 +167,10 @@ async def _import(
         gone_away = isinstance(failure, asyncio.CancelledError) or getattr(failure, "resumable", False)
         if not (gone_away and begun.has_progress()):
             await asyncio.to_thread(pool.discard, spec.uid)
+        await asyncio.to_thread(begun.close)
         raise
-    finally:
-        begun.close()
+    # freeing the spill's blocks may take long, and nobody needs to wait for it
+    asyncio.get_running_loop().run_in_executor(None, begun.close)
     return Filled(volume=volume, virtual_bytes=report.virtual_bytes, digest=report.digest, labels=report.labels)
 
 
