@@ -108,6 +108,7 @@ async def test_a_full_disk(tmp_path: Path) -> None:
         await stead.vm("writer", volumes=[{"name": "data", "dataVolume": {"name": "data"}}])
         console = await stead.booted("writer")
         pid = await stead.qemu_pid("writer")
+        assert pid
 
         with image_server.web_server() as web:
             web.files["big.raw"] = os.urandom(MIB) * 150
@@ -180,6 +181,7 @@ async def test_two_steads_on_one_host(tmp_path: Path) -> None:
             assert addresses[0].startswith("10.128.")
             assert addresses[1].startswith("10.129.")
             pids = [await one.qemu_pid("web"), await two.qemu_pid("web")]
+            assert all(pids)
             await one.killed("agent")
             await asyncio.sleep(3)
             assert [await one.qemu_pid("web"), await two.qemu_pid("web")] == pids
@@ -215,6 +217,7 @@ async def test_an_upgrade_under_running_guests(tmp_path: Path) -> None:
         await stead.vm("web")
         console = await stead.booted("web")
         pid, first = await stead.qemu_pid("web"), uid(await stead.wait_machine("web", "agent"))
+        assert pid
         stead.altered_by = stead.host.root / "later"
         stead.altered_by.mkdir()
         release = stead.altered_by / "sitecustomize.py"

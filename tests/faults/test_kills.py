@@ -83,6 +83,7 @@ async def test_the_plane_dies_while_clients_write(stead: SteadHost) -> None:
     await stead.vm("bystander")
     console = await stead.booted("bystander")
     pid = await stead.qemu_pid("bystander")
+    assert pid
     writers = Writers(stead)
     seconds = []
     moments = random.Random(7)

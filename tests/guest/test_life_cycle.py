@@ -350,6 +350,7 @@ async def _orphan_and_terminate(stead: SteadHost) -> None:
     await stead.vm("parent")
     await stead.booted("parent")
     pid = await stead.qemu_pid("parent")
+    assert pid
     await stead.client.delete(VM, stead.namespace, "parent", propagation="Orphan")
 
     async def vm_is_gone() -> bool:
