@@ -100,9 +100,9 @@ async def test_an_instance_gets_all_that_it_asks_for(tmp_path: Path) -> None:
                     "propagationMethod": {"qemuGuestAgent": {"users": ["root"]}}}}],
                 readinessProbe={
                     "httpGet": {"port": 80, "path": "/index.html"}, "periodSeconds": 1, "timeoutSeconds": 5},
-                livenessProbe={
+                livenessProbe={  # its delay leaves time to boot: on a busy host a guest that boots would be ended by it
                     "exec": {"command": ["/bin/ls", "/etc/passwd"]}, "periodSeconds": 1, "timeoutSeconds": 10,
-                    "failureThreshold": 2, "initialDelaySeconds": 30},
+                    "failureThreshold": 3, "initialDelaySeconds": 100},
             )  # fmt: skip
             vmi = await site.running()
             console = await site.console()
@@ -137,7 +137,7 @@ async def test_an_instance_gets_all_that_it_asks_for(tmp_path: Path) -> None:
             assert status == 200
             assert b"stead-guest: seed ConfigDrive" in text
             await console.shell("mv /etc/passwd /etc/gone")
-            vmi = await site.until(lambda v: v["status"]["phase"] == "Failed", seconds=90)
+            vmi = await site.until(lambda v: v["status"]["phase"] == "Failed", seconds=180)
             assert any("liveness" in event["message"] for event in site.client.of("events"))
             await site.delete()
             await site.gone()
