@@ -44,6 +44,8 @@ VOLUME_FINALIZER = "stead.io/volume"
 _ROUNDING_BYTES = 1 << 20
 _REPORT_SECONDS = 2.0
 _WRITE_SECONDS = 30.0
+#: how long a volume whose task failed unexpectedly is left alone
+_REST_SECONDS = 5.0
 _SYNC_SECONDS = 86400.0
 _FAMILY = {"upload": "Upload", "pvc": "Clone"}
 
@@ -87,6 +89,8 @@ class Volumes:
         self._slots = asyncio.Semaphore(settings.parallel_transfers)
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._again: set[Key] = set()
+        #: claims whose task failed unexpectedly, until it is tried again
+        self._resting: set[Key] = set()
         self._chores: set[asyncio.Task[None]] = set()
         self._uploading: set[str] = set()
         self._stopped = False
@@ -129,7 +133,7 @@ class Volumes:
             if new is None:
                 self._chore(self._forget(claim))
             return
-        if key in self._tasks:
+        if key in self._tasks or key in self._resting:
             self._again.add(key)
         else:
             self._start(key)
@@ -142,7 +146,9 @@ class Volumes:
             self._tasks.pop(key, None)
             if not done.cancelled() and done.exception():
                 log.error("volume task failed", claim=str(key), exc_info=done.exception())
-                asyncio.get_running_loop().call_later(5, self._wake, key)
+                # What failed may have written to the claim: its own events must not start it at once.
+                self._resting.add(key)
+                asyncio.get_running_loop().call_later(_REST_SECONDS, self._wake, key)
             elif key in self._again:
                 self._wake(key)
 
@@ -150,6 +156,7 @@ class Volumes:
 
     def _wake(self, key: Key) -> None:
         self._again.discard(key)
+        self._resting.discard(key)
         if not self._stopped and key not in self._tasks and self._claims.get(key.namespace, key.name):
             self._start(key)
 
