@@ -23,7 +23,7 @@ install_all() {
   for deb in "$seed"/debs/*.deb; do
     dpkg-query -W "$(dpkg-deb -f "$deb" Package)" >/dev/null 2>&1 || missing+=("$deb")
   done
-  dpkg -i "${missing[@]}" >/run/dpkg.log 2>&1 || fail "dpkg: $(tail -n 3 /run/dpkg.log)"
+  dpkg -i "${missing[@]}" >/run/dpkg.log 2>&1 || fail "dpkg: $(tail -n 12 /run/dpkg.log)"
   tar -C / -xf "$seed/stead.tar"
   useradd --system --home-dir /var/lib/stead --no-create-home --shell /usr/sbin/nologin stead
   mkdir -p /etc/stead
