@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from stead.network import dnsmasq, links, namespaces, nftables
-from stead.network.addresses import is_within, overlaps, prefix_of
+from stead.network.addresses import is_within, mac_from_seed, overlaps, prefix_of
 from stead.network.attachment import Attached, Attachment, NetworkConfig, NetworkError
 from stead.network.rules import UPLINK, delete_host_rules, host_rules, machine_rules
 
@@ -225,6 +225,8 @@ class PodNetwork:
             with links.netlink() as socket:
                 socket.link("set", index=links.index_of(socket, "lo"), state="up")
                 uplink = links.index_of(socket, UPLINK)
+                # An address keeps its MAC over restarts: what neighbours remember of it stays true.
+                socket.link("set", index=uplink, address=mac_from_seed(f"uplink {request.ipv4}"))
                 links.ensure_address(socket, uplink, request.ipv4, config.prefix)
                 socket.link("set", index=uplink, state="up")
                 socket.route("add", dst="default", gateway=config.gateway)
