@@ -9,8 +9,9 @@ import pytest
 import pytest_asyncio
 from tests.stead_host import SteadHost, stead_host
 
-# How long an example takes says more of the machine than of our code.
-hypothesis.settings.register_profile("stead", deadline=None)
+# How long an example takes says more of the machine than of our code; the same code is judged by the same examples.
+_SLOW = (hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.filter_too_much)
+hypothesis.settings.register_profile("stead", deadline=None, derandomize=True, suppress_health_check=_SLOW)
 hypothesis.settings.load_profile("stead")
 
 

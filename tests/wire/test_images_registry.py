@@ -207,11 +207,13 @@ async def test_only_a_moved_tag_is_imported_again_and_an_unreachable_registry_is
             assert done["status"]["currentImports"] == [{"DataVolumeName": first, "Digest": digest}]
 
             await _tick(world)  # the same digest: looked up, not brought again
-            for _ in range(300):
-                if len(world.pools["default"].volumes()) == 1 and await _imports(world) == [first]:
-                    told = await world.client.get(DATA_IMPORT_CRON, "default", "tiny")
-                    if condition(told, "UpToDate")["status"] == "True":
-                        break
+            steady = 0  # the look-up begins a moment after the tick was noted, and must have ended
+            for _ in range(600):
+                told = await world.client.get(DATA_IMPORT_CRON, "default", "tiny")
+                alone = len(world.pools["default"].volumes()) == 1 and await _imports(world) == [first]
+                steady = steady + 1 if alone and condition(told, "UpToDate")["status"] == "True" else 0
+                if steady == 30:
+                    break
                 await asyncio.sleep(0.05)
             else:
                 raise AssertionError(f"{await _imports(world)}: {told['status']}")
