@@ -223,6 +223,7 @@ class HostReporter:
         self._client = client
         self._settings = settings
         self._wake = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
         self._reported: Object = {}
         self._reported_at = float("-inf")
         self.capabilities: Capabilities | None = None
@@ -253,7 +254,11 @@ class HostReporter:
                 continue
 
     async def report(self) -> None:
-        """Make the Node as it should be, writing only what changed."""
+        """Make the Node as it should be, writing only what changed. Calls wait for each other."""
+        async with self._one_at_a_time:
+            await self._report()
+
+    async def _report(self) -> None:
         settings = self._settings
         facts = await asyncio.to_thread(gather, settings.watched_folders, settings.state_dir)
         node = await self._node()
