@@ -6,6 +6,9 @@ Scale's resourceVersion as its condition. Follows apiextensions' scale storage (
 
 from __future__ import annotations
 
+import datetime
+
+from stead.kinds import columns
 from stead.kinds.resource import Resource
 from stead.kube import encoding, meta, patch
 from stead.kube.errors import ApiError, cause, invalid
