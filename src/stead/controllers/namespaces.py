@@ -28,7 +28,8 @@ EMPTYING_SECONDS = 1.0
 
 
 class Namespaces:
-    """The controller's hands. `resources`: all namespaced kinds of ours (users' are added by their definitions); `ca`: PEM text of the API's certificate authority."""
+    """The controller's hands. `resources`: all namespaced kinds of ours (users' follow from their definitions); `ca`:
+    PEM text of the API's certificate authority."""
 
     def __init__(self, world: World, resources: tuple[Resource, ...], ca: str) -> None:
         self._client = world.client

@@ -199,6 +199,8 @@ def subresources_of(served: Served) -> list[tuple[str, str, list[str], dict[str,
         found.append(("scale", "Scale", _READ_WRITE, {"group": "autoscaling", "version": "v1"}))
     if resource.status_subresource:
         found.append(("status", resource.kind, _READ_WRITE, {}))
+    if resource.edition:
+        found.reverse()
     if resource.kind == "ServiceAccount" and resource.builtin:
         found.append(("token", "TokenRequest", ["create"], {"group": "authentication.k8s.io", "version": "v1"}))
     return found
