@@ -2,8 +2,7 @@
 
 Used by `tests/wire/test_oracle_api.py`. A scenario is a list of requests with the answers that a kube-apiserver gave;
 answers are normalised (uids, times, resourceVersions by rank, generated suffixes) on both sides and compared. Only
-scenarios whose kinds we serve are replayed; the custom kinds of the recordings are given to the server under test as
-kinds of its own.
+scenarios whose kinds we serve are replayed; the custom kinds of the recordings are defined as a user would.
 """
 
 from __future__ import annotations
@@ -19,11 +18,12 @@ import aiohttp
 import msgspec
 import yarl
 
+from stead.client.contract import Client
 from stead.kinds import register
-from stead.kinds.resource import Column, Resource
+from stead.kinds.foreign import is_served
 
 #: areas that are about other things than the kinds and rules we serve
-SKIPPED_AREAS = frozenset({"fixtures", "kubectl", "crd", "discovery", "kubevirt"})
+SKIPPED_AREAS = frozenset({"fixtures", "kubectl", "discovery", "kubevirt"})
 #: scenarios that need what we leave out on purpose
 SKIPPED = frozenset({
     "websocket",  # raw frames: tests/wire/test_watch.py speaks WebSocket
@@ -47,41 +47,26 @@ class Grade(msgspec.Struct):
     why: str = ""
 
 
-def custom_kinds(folder: Path) -> list[Resource]:
-    """The custom kinds of the recordings as kinds of the server."""
+def definitions(folder: Path) -> list[dict[str, Any]]:
+    """The CustomResourceDefinitions that scenarios expect to be there."""
     fixtures = json.loads((folder / "fixtures.json").read_text())
-    found = []
-    for requests in fixtures.values():
-        spec = requests[0]["request"]["body"]["spec"]
-        version = spec["versions"][0]
-        names = spec["names"]
-        columns = tuple(
-            Column(c["name"], c["type"], c["jsonPath"], c.get("priority", 0), c.get("format", ""))
-            for c in version.get("additionalPrinterColumns", [])
-        )
-        subresources = version.get("subresources", {})
-        found.append(
-            Resource(
-                group=spec["group"],
-                version=version["name"],
-                versions=(version["name"],),
-                kind=names["kind"],
-                plural=names["plural"],
-                singular=names.get("singular", names["kind"].lower()),
-                struct=version["schema"]["openAPIV3Schema"],
-                namespaced=spec["scope"] == "Namespaced",
-                short_names=tuple(names.get("shortNames", ())),
-                columns=columns,
-                status_subresource="status" in subresources,
-                field_selectors=tuple(f["jsonPath"].lstrip(".") for f in version.get("selectableFields", [])),
-            )
-        )
-    return found
+    return [requests[0]["request"]["body"] for requests in fixtures.values()]
 
 
-def scenarios(folder: Path, kinds: list[Resource]) -> list[dict[str, Any]]:
+async def define(client: Client, wanted: list[dict[str, Any]]) -> None:
+    """Create definitions and wait until their kinds are served."""
+    for definition in wanted:
+        await client.create(register.CUSTOM_RESOURCE_DEFINITION, definition)
+    async with asyncio.timeout(10):
+        for definition in wanted:
+            name = definition["metadata"]["name"]
+            while not is_served(await client.get(register.CUSTOM_RESOURCE_DEFINITION, None, name)):
+                await asyncio.sleep(0.02)
+
+
+def scenarios(folder: Path) -> list[dict[str, Any]]:
     """Scenarios that touch only what is served."""
-    known = {(r.group, r.plural) for r in [*register.ALL, *kinds]}
+    known = {(r.group, r.plural) for r in register.ALL}
     chosen = []
     for path in sorted(folder.glob("*.json")):
         if path.stem in SKIPPED_AREAS:
@@ -106,7 +91,7 @@ def _is_served(scenario: dict[str, Any], known: set[tuple[str, str]]) -> bool:
         if rest[0] == "namespaces" and len(rest) > 2 and rest[2] not in ("status", "finalize"):
             rest = rest[2:]
         absent = {"foos", "nope"}
-        if (group, rest[0]) not in known and rest[0] not in absent:
+        if (group, rest[0]) not in known and rest[0] not in absent and not group.endswith(".example.com"):
             return False
     return True
 

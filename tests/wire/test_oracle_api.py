@@ -15,8 +15,6 @@ import pytest
 
 import api_oracle
 from api_server import running_server
-from stead.kinds import register
-from stead.kinds.resource import Resource
 
 #: share of replayed answers that must be exact, and that must have at least the right status
 FLOOR_EXACT = 0.785
@@ -30,11 +28,12 @@ async def test_recorded_answers() -> None:
     if not os.environ.get("STEAD_ORACLE") or not folder.is_dir():
         print("recorded API answers: not replayed")
         pytest.skip("not replayed: STEAD_ORACLE names no folder")
-    kinds = api_oracle.custom_kinds(folder)
     wanted = os.environ.get("STEAD_ORACLE_ONLY", "")
-    chosen = [s for s in api_oracle.scenarios(folder, kinds) if wanted in f"{s['area']}/{s['name']}"]
+    chosen = [s for s in api_oracle.scenarios(folder) if wanted in f"{s['area']}/{s['name']}"]
     # Scenarios mostly wait for watches to end; each server runs its share one after another, as recorded.
-    shares = await asyncio.gather(*(replay_share(chosen[at::SERVERS], kinds) for at in range(SERVERS)))
+    shares = await asyncio.gather(
+        *(replay_share(chosen[at::SERVERS], api_oracle.definitions(folder)) for at in range(SERVERS))
+    )
     grades = sorted((grade for share in shares for grade in share), key=lambda grade: (grade.scenario, grade.step))
     report(grades)
     if not wanted:
@@ -44,10 +43,11 @@ async def test_recorded_answers() -> None:
         assert 1 - counts["different"] / total >= FLOOR_STATUS
 
 
-async def replay_share(share: list[dict[str, Any]], kinds: list[Resource]) -> list[api_oracle.Grade]:
+async def replay_share(share: list[dict[str, Any]], fixtures: list[dict[str, Any]]) -> list[api_oracle.Grade]:
     """Replay scenarios one by one against a server of their own."""
     grades: list[api_oracle.Grade] = []
-    async with running_server(resources=[*register.ALL, *kinds]) as server:
+    async with running_server() as server:
+        await api_oracle.define(server.client, fixtures)
         replay = api_oracle.Replay(server.url, server.ssl, server.anonymous())
         for scenario in share:
             try:

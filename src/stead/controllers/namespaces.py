@@ -17,7 +17,8 @@ from stead.client.informer import Key
 from stead.controllers.conditions import condition, is_deleting, merge_conditions, spec_of, status_of, text_from_time
 from stead.controllers.runner import Controller, Source, World, own_key
 from stead.controllers.writes import create_if_absent, delete_if_there, write_status
-from stead.kinds.register import CONFIG_MAP, NAMESPACE, SERVICE_ACCOUNT
+from stead.kinds.foreign import stored_resources
+from stead.kinds.register import CONFIG_MAP, CUSTOM_RESOURCE_DEFINITION, NAMESPACE, SERVICE_ACCOUNT
 from stead.kinds.resource import Resource
 
 Object = dict[str, Any]
@@ -27,11 +28,13 @@ EMPTYING_SECONDS = 1.0
 
 
 class Namespaces:
-    """The controller's hands. `resources`: all namespaced kinds; `ca`: PEM text of the API's certificate authority."""
+    """The controller's hands. `resources`: all namespaced kinds of ours (users' follow from their definitions); `ca`:
+    PEM text of the API's certificate authority."""
 
     def __init__(self, world: World, resources: tuple[Resource, ...], ca: str) -> None:
         self._client = world.client
         self._resources = tuple(r for r in resources if r.namespaced and {"list", "delete"} <= set(r.verbs))
+        self._definitions = world.informers.of(CUSTOM_RESOURCE_DEFINITION)
         self._ca = ca
         self._namespaces = world.informers.of(NAMESPACE)
         self._accounts = world.informers.of(SERVICE_ACCOUNT)
@@ -78,7 +81,8 @@ class Namespaces:
         name = namespace["metadata"]["name"]
         left: Counter[str] = Counter()
         finalizers: Counter[str] = Counter()
-        for resource in self._resources:
+        foreign = (r for r in stored_resources(self._definitions.objects()) if r.namespaced)
+        for resource in (*self._resources, *foreign):
             for obj in (await self._client.list(resource, Selection(namespace=name))).items:
                 if not is_deleting(obj) and await delete_if_there(self._client, resource, obj) and not _pending(obj):
                     continue

@@ -24,7 +24,7 @@ from stead.controllers.classes import Classes
 from stead.controllers.datasource import DataSources
 from stead.controllers.disk import Disks
 from stead.controllers.events import Recorder, expire_events
-from stead.controllers.garbage import Garbage
+from stead.controllers.foreign import ForeignGarbage
 from stead.controllers.hosts import GRACE_SECONDS, Hosts
 from stead.controllers.importcron import ImportCrons
 from stead.controllers.instance import Instances
@@ -65,7 +65,7 @@ def storable(resources: Sequence[Resource] = ALL) -> tuple[Resource, ...]:
 
 
 def all_controllers(world: World, options: ControllerOptions) -> list[Controller]:
-    """Every controller, wired to the world's informers."""
+    """Every controller but the garbage collector, wired to the world's informers."""
     kinds = storable()
     addresses = Addresses(world, options.pod_cidr)
     found = [
@@ -80,7 +80,6 @@ def all_controllers(world: World, options: ControllerOptions) -> list[Controller
         *Profiles(world, upload_url=options.upload_url, upload_ca=options.upload_ca).controllers(),
         Namespaces(world, (*kinds, EVENT), options.root_ca).controller(),
         Hosts(world, grace_seconds=options.node_grace_seconds).controller(),
-        Garbage(world, kinds).controller(),
     ]
     if options.hooks is not None:
         for controller in found:
@@ -110,6 +109,7 @@ async def _run_all(client: Client, options: ControllerOptions, on_ready: Callabl
     recorder = Recorder(client, COMPONENT)
     world = World(client, informers, recorder)
     controllers = all_controllers(world, options)
+    garbage = ForeignGarbage(world, storable(), options.hooks)
     informers.start()
     try:
         await informers.wait_synced()
@@ -118,6 +118,7 @@ async def _run_all(client: Client, options: ControllerOptions, on_ready: Callabl
         async with asyncio.TaskGroup() as group:
             group.create_task(_supervise("events", recorder.run), name="events")
             group.create_task(_supervise("event expiry", lambda: expire_events(client)), name="event expiry")
+            group.create_task(_supervise("garbage", garbage.run), name="garbage")
             for controller in controllers:
                 group.create_task(_supervise(controller.name, _runner(controller)), name=controller.name)
     finally:

@@ -19,6 +19,7 @@ Cells = Callable[[Object, datetime.datetime], list[Any]]
 
 NAME = Column("Name", "string", ".metadata.name", format="name")
 AGE = Column("Age", "date", ".metadata.creationTimestamp")
+CREATED_AT = Column("Created At", "date", "")
 
 
 def table_columns(resource: Resource) -> tuple[Column, ...]:

@@ -20,6 +20,7 @@ class Column(msgspec.Struct, frozen=True):
     path: str
     priority: int = 0
     format: str = ""
+    description: str = ""
 
 
 class Resource(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,9 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True):
     has_generation: bool = True
     #: labels that field selectors may use beyond metadata.name/namespace, as JSON paths ("status.phase")
     field_selectors: tuple[str, ...] = ()
+    #: a kind that a CustomResourceDefinition added: which state of it (uid and generation); "" for our own kinds.
+    #: Its `struct` is the structural schema of the one version in `versions`
+    edition: str = ""
 
     @property
     def api_version(self) -> str:

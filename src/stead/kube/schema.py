@@ -112,7 +112,8 @@ def default(schema: Schema, obj: Any) -> Any:
 
     def below(key: str, item: Any) -> Any:
         inner = child(schema, key)
-        return item if inner is None else default(inner, item)
+        # What null means in metadata is `normalise_metadata`'s to say.
+        return item if inner is None or inner is OBJECT_META else default(inner, item)
 
     return _rebuilt(obj, below)
 

@@ -21,6 +21,8 @@ from stead.server.audit import AuditLog
 from stead.server.authn import MASTERS, Authenticator, PrivateKey, TokenIssuer, User
 from stead.server.authz import Authorizer
 from stead.server.catalogue import Catalogue
+from stead.server.definition_rules import CONTROLLER_NAME
+from stead.server.definitions import Definitions
 from stead.server.health import Health, Metrics
 from stead.server.local import LocalVerbs
 from stead.server.node_authz import NodeGuard
@@ -35,7 +37,7 @@ from stead.store.watch import Cache
 
 #: who the plane's own controllers are (rung 1)
 CONTROLLER = User(
-    "system:serviceaccount:kubevirt:kubevirt-controller",
+    CONTROLLER_NAME,
     groups=("system:serviceaccounts", "system:serviceaccounts:kubevirt", "system:authenticated", MASTERS),
 )
 
@@ -60,6 +62,7 @@ class ApiServer:
         self._guard = NodeGuard(self.registry)
         self.authorizer = Authorizer(self.registry, self._guard)
         self.verbs = Verbs(self.registry, self.catalogue, self.authorizer, self._guard)
+        self.definitions = Definitions(self.registry, self.catalogue, self.local_verbs(CONTROLLER, "kube-apiserver"))
         self.metrics = Metrics()
         self.health = Health({"etcd": self._store_trouble, "watch-cache": self._cache_trouble})
         self.audit = AuditLog(settings.audit_path)
@@ -75,13 +78,16 @@ class ApiServer:
         ))  # fmt: skip
 
     async def start(self) -> None:
-        """Load the cache, make what must be there."""
+        """Load the cache, serve what users defined, make what must be there."""
         await self.cache.start()
+        self.definitions.load()
         await ensure_defaults(self.local_verbs(CONTROLLER))
+        self.definitions.start()
 
     async def stop(self) -> None:
         """End watches and streams, close connections to agents, stop the cache. The store is the caller's."""
         self.app.stop()
+        await self.definitions.stop()
         await self.agents.close()
         await self.cache.close()
         self.audit.close()

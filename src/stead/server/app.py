@@ -20,7 +20,7 @@ import structlog
 from stead.kinds import register
 from stead.kube import encoding, meta
 from stead.kube.errors import ApiError
-from stead.server import mutation, streaming
+from stead.server import mutation, scale, streaming
 from stead.server.answer import (
     JSON,
     YAML,
@@ -383,20 +383,47 @@ class App:
 
     async def _subresource(self, exchange: Exchange, served: Served) -> Answer | None:
         request, resource = exchange.request, served.resource
-        if resource.kind == "ServiceAccount" and request.subresource == "token":
+        if resource is register.SERVICE_ACCOUNT and request.subresource == "token":
             if request.verb != "create" or self._server.reviews is None:
                 raise _method_not_allowed()
             body = await read_body(exchange.receive, exchange.headers)
             return await self._server.reviews.token(exchange, self._decode(exchange, served, body).value)
         allowed = (request.subresource == "status" and resource.status_subresource) or (
-            request.subresource == "finalize" and resource.kind == "Namespace"
+            request.subresource == "finalize" and resource is register.NAMESPACE
         )
+        if request.subresource == "scale" and resource.scale and not request.rest:
+            return await self._scale(exchange, served)
         if not allowed or request.rest:
             raise _no_resource()
         verbs = ("update",) if request.subresource == "finalize" else ("get", "update", "patch")
         if request.verb not in verbs:
             raise _method_not_allowed()
         return await self._verb(exchange, served)
+
+    async def _scale(self, exchange: Exchange, served: Served) -> Answer:
+        request, verbs = exchange.request, self._server.verbs
+        accepted = negotiate(exchange.headers.get("accept", ""))
+        namespace = request.namespace if served.resource.namespaced else ""
+        if request.verb not in ("get", "update", "patch"):
+            raise _method_not_allowed()
+        warnings: list[str] = []
+        obj = verbs.get(served.resource, namespace, request.name).obj
+        if request.verb != "get":
+            body = await read_body(exchange.receive, exchange.headers)
+            options = "UpdateOptions" if request.verb == "update" else "PatchOptions"
+            call = msgspec.structs.replace(self._call(exchange, served, options), subresource="")
+            wanted = scale.scale_of(served.resource, obj)
+            if request.verb == "update":
+                wanted = self._decode(exchange, served, body).value
+            else:
+                kind = mutation.check_type(served.resource, exchange.headers.get("content-type", ""))
+                wanted = scale.patched(kind, body, wanted)
+            outcome = await scale.update(verbs, call, wanted)
+            obj, warnings = outcome.record.obj if outcome.record is not None else obj, outcome.warnings
+        found = scale.scale_of(served.resource, obj)
+        answer = json_answer(scale.table_of(found) if accepted.projection == "Table" else found)
+        answer.warnings = warnings
+        return _formatted(answer, accepted)
 
     async def _verb(self, exchange: Exchange, served: Served) -> Answer | None:
         request = exchange.request

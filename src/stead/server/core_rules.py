@@ -17,6 +17,7 @@ from stead.kinds import register
 from stead.kinds.resource import Resource
 from stead.kube import meta, quantity
 from stead.kube.errors import ApiError, cause
+from stead.server import definition_rules
 
 Object = dict[str, Any]
 Causes = list[dict[str, str]]
@@ -50,12 +51,14 @@ def name_rule(resource: Resource) -> Callable[[str], list[str]]:
     """The rule that names of a kind obey."""
     if resource.group == register.ROLE.group:
         return meta.path_segment_errors
-    return meta.label_name_errors if resource.kind == "Namespace" else meta.subdomain_errors
+    return meta.label_name_errors if resource.kind == "Namespace" and resource.builtin else meta.subdomain_errors
 
 
 def prepare(resource: Resource, obj: Object, old: Object | None) -> Object:
     """A built-in object with its defaults; the input is not changed."""
     obj = dict(obj)
+    if resource.edition:
+        return obj
     for field in _OMIT_EMPTY.get(resource.kind, ()):
         if field in obj and not obj[field]:
             del obj[field]
@@ -157,6 +160,7 @@ def _event_defaults(obj: Object, _old: Object | None) -> Object:
 
 
 _DEFAULTS: dict[str, Callable[[Object, Object | None], Object]] = {
+    "CustomResourceDefinition": definition_rules.prepare,
     "Namespace": _namespace_defaults,
     "Secret": _secret_defaults,
     "PersistentVolumeClaim": _claim_defaults,
@@ -379,6 +383,7 @@ def _revision_causes(obj: Object, old: Object | None) -> Causes:
 
 
 _CHECKS: dict[str, Callable[[Object, Object | None], Causes]] = {
+    "CustomResourceDefinition": definition_rules.check,
     "Secret": _secret_causes,
     "ConfigMap": _config_map_causes,
     "Namespace": _namespace_causes,

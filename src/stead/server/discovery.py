@@ -1,11 +1,12 @@
 """Discovery: which groups, versions and kinds there are, in the legacy and the aggregated form.
 
-Called by `app`. Built once from the catalogue; the answers are constant bytes. Follows D1 to D3: lists only verbs that
+Called by `app`. Built from the catalogue, anew whenever that changes. Follows D1 to D3: lists only verbs that
 work; the aggregated form is chosen by Accept and marked in the Content-Type, with an ETag.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from typing import Any
 
@@ -17,6 +18,7 @@ from stead.server.catalogue import OWN_SUBRESOURCE_GROUP, SUBRESOURCE_GROUP, SUB
 _encoder = msgspec.json.Encoder()
 
 _AGGREGATED = "application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList"
+_CUSTOM_ORDER = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
 _READ_WRITE = ["get", "patch", "update"]
 
 #: KubeVirt's subresources as its API server lists them
@@ -50,11 +52,15 @@ class Discovery:
         self._catalogue = catalogue
         self._address = server_address
         self._aggregated: dict[tuple[str, str], tuple[bytes, str]] = {}
+        self._revision = catalogue.revision
 
     def roots(self, path: str, accept: str, if_none_match: str) -> Answer | None:
         """`/api` and `/apis`, in the form that Accept asks for."""
         version = _aggregated_version(accept)
         if version:
+            if self._revision != self._catalogue.revision:
+                self._aggregated.clear()
+                self._revision = self._catalogue.revision
             return self._aggregated_answer(path, version, if_none_match)
         if path == "/api":
             return json_answer({
@@ -160,12 +166,15 @@ def _legacy_entries(served: Served) -> list[dict[str, Any]]:
     resource = served.resource
     entry: dict[str, Any] = {
         "name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
-        "kind": resource.kind, "verbs": sorted(resource.verbs),
+        "kind": resource.kind, "verbs": sorted(resource.verbs) if resource.builtin else _custom_order(resource.verbs),
     }  # fmt: skip
     if resource.short_names:
         entry["shortNames"] = list(resource.short_names)
     if resource.categories:
         entry["categories"] = list(resource.categories)
+    if resource.edition:
+        identity = f"{resource.group}/{resource.version}/{resource.kind}"
+        entry["storageVersionHash"] = base64.b64encode(hashlib.sha256(identity.encode()).digest()[:8]).decode()
     found = [entry]
     for name, kind, verbs, extra in subresources_of(served):
         found.append({
@@ -175,17 +184,24 @@ def _legacy_entries(served: Served) -> list[dict[str, Any]]:
     return found
 
 
+def _custom_order(verbs: tuple[str, ...]) -> list[str]:
+    """Verbs in the order in which the original lists them for custom kinds."""
+    return [verb for verb in _CUSTOM_ORDER if verb in verbs]
+
+
 def subresources_of(served: Served) -> list[tuple[str, str, list[str], dict[str, str]]]:
     """(name, kind, verbs, group and version where they differ) of a kind's subresources."""
     resource = served.resource
     found: list[tuple[str, str, list[str], dict[str, str]]] = []
-    if resource.kind == "Namespace":
+    if resource.kind == "Namespace" and resource.builtin:
         found.append(("finalize", "Namespace", ["update"], {}))
     if resource.scale:
         found.append(("scale", "Scale", _READ_WRITE, {"group": "autoscaling", "version": "v1"}))
     if resource.status_subresource:
         found.append(("status", resource.kind, _READ_WRITE, {}))
-    if resource.kind == "ServiceAccount":
+    if resource.edition:
+        found.reverse()
+    if resource.kind == "ServiceAccount" and resource.builtin:
         found.append(("token", "TokenRequest", ["create"], {"group": "authentication.k8s.io", "version": "v1"}))
     return found
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from stead.kinds.foreign import is_own_group
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
 from stead.kube.schema import OBJECT_META
@@ -38,10 +39,12 @@ class OpenApi:
         self._documents: dict[str, tuple[bytes, str]] = {}
         self._v2: tuple[bytes, str] | None = None
         self._v2_binary: tuple[bytes, str] | None = None
+        self._revision = catalogue.revision
 
     async def answer(self, path: str, query: Query, headers: dict[str, str]) -> Answer | None:
         """The answer to a path below /openapi; None if there is none."""
         accept = headers.get("accept", "")
+        self._forget_old()
         if path == "/openapi/v3":
             return await self._index(headers)
         if path == "/openapi/v2":
@@ -62,17 +65,31 @@ class OpenApi:
             answer.headers += [("Cache-Control", "public, immutable"), ("Expires", expires)]
         return answer
 
+    def _forget_old(self) -> None:
+        """Drop what no longer describes what is served; documents of our own groups stay as they are."""
+        if self._revision == self._catalogue.revision:
+            return
+        self._revision, self._v2, self._v2_binary = self._catalogue.revision, None, None
+        for name in [name for name in self._documents if is_foreign(name)]:
+            del self._documents[name]
+
     async def _answer_v2(self, accept: str, headers: dict[str, str]) -> Answer:
         binary = openapi_protobuf.is_asked_for(accept) and "application/json" not in accept
         if accept and not binary and "json" not in accept and "*/*" not in accept:
             raise _not_acceptable()
-        if self._v2 is None:
-            self._v2 = await asyncio.to_thread(self._make_v2)
+        revision = self._revision
+        found = self._v2 if self._v2 is not None else await asyncio.to_thread(self._make_v2)
+        # What was made while the catalogue changed is answered, and not kept.
+        if revision == self._revision:
+            self._v2 = found
         if not binary:
-            return _cached(*self._v2, headers)
-        if self._v2_binary is None:
-            self._v2_binary = await asyncio.to_thread(self._make_v2_binary, self._v2[0])
-        answer = _cached(*self._v2_binary, headers)
+            return _cached(*found, headers)
+        packed = self._v2_binary
+        if packed is None:
+            packed = await asyncio.to_thread(self._make_v2_binary, found[0])
+        if revision == self._revision:
+            self._v2_binary = packed
+        answer = _cached(*packed, headers)
         answer.content_type = openapi_protobuf.MEDIA_TYPE
         return answer
 
@@ -105,9 +122,13 @@ class OpenApi:
     async def _document(self, name: str) -> tuple[bytes, str]:
         known = self._documents.get(name)
         if known is None:
-            group, version = self._names()[name]
+            revision = self._revision
+            prefix, _, version = name.rpartition("/")
+            group = prefix.removeprefix("apis/") if prefix != "api" else ""
             body = await asyncio.to_thread(self._make_v3, group, version)
-            known = self._documents[name] = (body, _hash(body))
+            known = (body, _hash(body))
+            if revision == self._revision:
+                self._documents[name] = known
         return known
 
     def _make_v3(self, group: str, version: str) -> bytes:
@@ -134,6 +155,12 @@ class OpenApi:
             "definitions": definitions,
         })  # fmt: skip
         return body, _hash(body)
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a document describes a group of users' own."""
+    parts = name.split("/")
+    return parts[0] == "apis" and not is_own_group(parts[1])
 
 
 def schema_name(resource: Resource, version: str) -> str:

@@ -103,7 +103,7 @@ class Registry:
 
     def prefix(self, resource: Resource, namespace: str = "") -> str:
         """Key prefix of a collection, or of one namespace of it."""
-        stored = register.EVENT if resource.kind == "Event" else resource
+        stored = register.EVENT if resource.kind == "Event" and resource.builtin else resource
         base = f"/registry/{stored.group or 'core'}/{stored.plural}/"
         return f"{base}{namespace}/" if namespace and resource.namespaced else base
 

@@ -215,7 +215,8 @@ async def ensure_defaults(verbs: LocalVerbs) -> None:
     for binding in default_bindings():
         await _ensure(verbs, register.CLUSTER_ROLE_BINDING, binding, ("subjects",))
     for definition in custom_resource_definitions(schema_from_struct):
-        await _ensure(verbs, register.CUSTOM_RESOURCE_DEFINITION, definition, ("spec", "status"))
+        await _ensure(verbs, register.CUSTOM_RESOURCE_DEFINITION, definition, ("spec",))
+        await _ensure(verbs, register.CUSTOM_RESOURCE_DEFINITION, definition, ("status",), "status")
 
 
 def with_aggregation(roles: list[Object]) -> list[Object]:
@@ -229,7 +230,9 @@ def with_aggregation(roles: list[Object]) -> list[Object]:
     return [{**role, "rules": filled[role["metadata"]["name"]]} for role in roles]
 
 
-async def _ensure(verbs: LocalVerbs, resource: Resource, wanted: Object, fields: tuple[str, ...] = ()) -> None:
+async def _ensure(
+    verbs: LocalVerbs, resource: Resource, wanted: Object, fields: tuple[str, ...] = (), subresource: str = ""
+) -> None:
     try:
         found = await verbs.get(resource, "", wanted["metadata"]["name"])
     except ApiError as error:
@@ -239,4 +242,4 @@ async def _ensure(verbs: LocalVerbs, resource: Resource, wanted: Object, fields:
         return
     changed = {field: wanted[field] for field in fields if found.get(field) != wanted.get(field) and field in wanted}
     if changed:
-        await verbs.update(resource, {**found, **changed}, "")
+        await verbs.update(resource, {**found, **changed}, subresource)

@@ -14,7 +14,7 @@ import msgspec
 from stead.kinds.events import events_v1_from_core
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
-from stead.server import table
+from stead.server import foreign, table
 from stead.server.answer import Accepted
 from stead.server.registry import Object, Record, as_version
 
@@ -40,12 +40,15 @@ class Shape(msgspec.Struct, frozen=True):
     @property
     def key(self) -> tuple[str, str, str, str, str]:
         """What tells the bytes of two shapes apart."""
-        return (self.resource.group, self.version, self.projection, self.meta_version, self.include)
+        edition = self.resource.edition
+        return (f"{self.resource.group}#{edition}", self.version, self.projection, self.meta_version, self.include)
 
     def typed(self, record: Record) -> bytes:
         """The whole object in the version asked for."""
         if self.resource.group == EVENTS_GROUP:
             return self._kept(record, "event", lambda: _encoder.encode(events_v1_from_core(record.obj)))
+        if self.resource.edition:
+            return self._kept(record, "defined", lambda: _encoder.encode(self.obj(record)))
         if self.version == self.resource.version:
             return record.body
         return self._kept(record, "typed", lambda: as_version(record.body, self.resource, self.version))
@@ -94,6 +97,8 @@ class Shape(msgspec.Struct, frozen=True):
         """The object in the version asked for. Shared: never mutate."""
         if self.resource.group == EVENTS_GROUP:
             return events_v1_from_core(record.obj)
+        if self.resource.edition:
+            return foreign.as_defined(self.resource, record.obj, self.version)
         if self.version == self.resource.version:
             return record.obj
         return {**record.obj, "apiVersion": self.api_version}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING, Any
 
-from stead.kinds.columns import cells, table_columns
+from stead.kinds.columns import AGE, CREATED_AT, cells, table_columns
 from stead.kinds.resource import Resource
 from stead.server.registry import Object
 
@@ -23,6 +23,13 @@ _NAME_DESCRIPTION = (
     "https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names"
 )
 
+_CREATED_DESCRIPTION = (
+    "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed "
+    "to be set in happens-before order across separate operations. Clients may not set this value. It is represented "
+    "in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: "
+    "https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata"
+)
+
 
 def definitions(resource: Resource) -> list[dict[str, Any]]:
     """`columnDefinitions` of a kind."""
@@ -30,11 +37,15 @@ def definitions(resource: Resource) -> list[dict[str, Any]]:
     for column in table_columns(resource):
         if column.format == "name":
             text = _NAME_DESCRIPTION
+        elif column.description:
+            text = column.description
+        elif column == CREATED_AT or (column == AGE and not resource.columns):
+            text = _CREATED_DESCRIPTION
         elif resource.builtin:
             text = column.name
         else:
             text = f"Custom resource definition column (in JSONPath format): {column.path}"
-        kind = "string" if resource.builtin and column.type == "date" else column.type
+        kind = "string" if resource.builtin and column.type == "date" and column != CREATED_AT else column.type
         found.append({
             "name": column.name, "type": kind, "format": column.format, "description": text,
             "priority": column.priority,

@@ -17,7 +17,7 @@ from stead.kinds.events import core_from_events_v1
 from stead.kinds.resource import Resource
 from stead.kube import meta, schema
 from stead.kube.errors import ApiError, already_exists, cause, conflict, invalid, not_found
-from stead.server import core_rules, mutation
+from stead.server import core_rules, definition_rules, definition_status, foreign, mutation, scale_rules
 from stead.server.admission import admit, schema_texts
 from stead.server.admission.contract import AdmissionRequest
 from stead.server.authn import User
@@ -178,7 +178,7 @@ class Verbs:
 
     async def _create_by_update(self, call: Call, obj: Object, wanted: str) -> Outcome:
         resource = call.resource
-        if resource.kind not in core_rules.CREATED_BY_PUT or call.subresource:
+        if not resource.builtin or resource.kind not in core_rules.CREATED_BY_PUT or call.subresource:
             raise not_found(resource.plural, call.name, resource.group)
         if wanted not in ("", "0"):
             raise conflict(resource.plural, call.name, resource.group)
@@ -230,7 +230,7 @@ class Verbs:
                     if error.reason != "AlreadyExists":
                         raise
                     continue
-            old = self._seen(call, record.obj)
+            old = self._seen(call, self._stored(call.resource, record))
             wanted = str(applied["metadata"].get("resourceVersion") or "")
             new = mutation.apply(served, call, old, applied)
             decoded = self._decoded(call, new, duplicates, warnings, patch=True)
@@ -260,7 +260,7 @@ class Verbs:
             record = self.registry.get(resource, call.namespace, call.name)
             if record is None:
                 raise not_found(resource.plural, call.name, resource.group)
-            new = make(record.obj)
+            new = make(self._stored(resource, record))
             if is_patch and not wanted:
                 seen = str(new["metadata"].get("resourceVersion") or "")
                 if seen and seen != str(record.revision):
@@ -284,7 +284,7 @@ class Verbs:
         patch: bool = False,
         tracked: bool = False,
     ) -> Outcome:
-        resource, served, old = call.resource, self._rules(call.resource), record.obj
+        resource, served, old = call.resource, self._rules(call.resource), self._stored(call.resource, record)
         if wanted and wanted != str(record.revision):
             raise conflict(resource.plural, call.name, resource.group)
         self._check_uid(call, old, new, patch)
@@ -309,7 +309,7 @@ class Verbs:
 
     def _is_final(self, resource: Resource, obj: Object) -> bool:
         """Whether nothing holds a deleted object any more; a Namespace is held by spec.finalizers."""
-        return resource.kind != "Namespace" or not (obj.get("spec") or {}).get("finalizers")
+        return resource is not register.NAMESPACE or not (obj.get("spec") or {}).get("finalizers")
 
     # --- delete -------------------------------------------------------------------------------------------------
 
@@ -321,12 +321,13 @@ class Verbs:
             if record is None:
                 raise not_found(resource.plural, call.name, resource.group)
             self._check_preconditions(call, record, options)
-            if resource.kind == "Namespace" and call.name in core_rules.PROTECTED_NAMESPACES:
+            if resource is register.NAMESPACE and call.name in core_rules.PROTECTED_NAMESPACES:
                 text = f'namespaces "{call.name}" is forbidden: this namespace may not be deleted'
                 raise ApiError("Forbidden", text, {"name": call.name, "kind": "namespaces"})
             if self._guard is not None:
                 self._guard.check_write(call.user, resource, record.obj, None)
             self._admit_delete(call, record.obj)
+            definition_rules.check_writer(call.user, resource, record.obj)
             try:
                 return await self._delete_once(call, record, options)
             except stores.Conflict as lost:
@@ -336,8 +337,10 @@ class Verbs:
     async def _delete_once(self, call: Call, record: Record, options: DeleteOptions) -> Outcome:
         resource, old = call.resource, record.obj
         dry_run = options.dry_run or call.options.dry_run
-        if resource.kind == "Namespace" and (old.get("spec") or {}).get("finalizers"):
+        if resource is register.NAMESPACE and (old.get("spec") or {}).get("finalizers"):
             return await self._mark(call, record, self._terminating(old), dry_run)
+        if resource is register.CUSTOM_RESOURCE_DEFINITION:
+            return await self._mark(call, record, definition_status.terminating(old, meta.now()), dry_run)
         metadata = dict(old["metadata"])
         finalizers = self._deletion_finalizers(metadata, options.propagation)
         if finalizers:
@@ -353,7 +356,7 @@ class Verbs:
         if not dry_run:
             revision = await self.registry.commit([stores.Delete(record.key, record.revision)])
             record = Record(record.key, revision, record.value)
-        if resource.kind in core_rules.DELETE_RETURNS_OBJECT:
+        if resource.builtin and resource.kind in core_rules.DELETE_RETURNS_OBJECT:
             return Outcome(200, record)
         return Outcome(200, status=success(resource, call.name, metadata.get("uid", "")))
 
@@ -417,6 +420,10 @@ class Verbs:
     def _rules(self, resource: Resource) -> Served:
         """The kind whose schema rules what is stored: events have two names and one storage."""
         return self.catalogue.served(register.EVENT if resource.group == EVENTS_GROUP else resource)
+
+    def _stored(self, resource: Resource, record: Record) -> Object:
+        """The stored state as its kind is defined now."""
+        return foreign.as_defined(self._rules(resource).resource, record.obj) if resource.edition else record.obj
 
     # --- steps of a write ---------------------------------------------------------------------------------------
 
@@ -505,13 +512,21 @@ class Verbs:
         causes: list[dict[str, str]] = []
         if not resource.builtin and call.subresource == "status":
             inner = served.schema.get("properties", {}).get("status")
-            causes += schema.validate(inner, obj.get("status"), "status", "") if inner and obj.get("status") else []
+            before = schema.ABSENT if old is None else old.get("status", schema.ABSENT)
+            if inner and obj.get("status"):
+                causes += schema.validate(inner, obj["status"], "status", "", before)
         elif not resource.builtin:
-            causes += schema.validate(served.schema, obj)
-            refused, causes = schema_texts.refusal(resource, obj, causes)
-            if refused is not None:
-                raise refused
-        if not causes and not resource.builtin:
+            causes += schema.validate(served.schema, obj, old=schema.ABSENT if old is None else old)
+            if not resource.edition:
+                refused, causes = schema_texts.refusal(resource, obj, causes)
+                if refused is not None:
+                    raise refused
+        if resource.edition:
+            causes += scale_rules.accessor_causes(resource, obj)
+            if old is not None:
+                causes, kept = foreign.ratchet(causes, old, obj)
+                warnings.extend(kept)
+        elif not causes and not resource.builtin:
             request = AdmissionRequest(
                 operation="CREATE" if old is None else "UPDATE", resource=resource, namespace=call.namespace, obj=obj,
                 old=old, user=call.user.name, groups=call.user.groups, dry_run=call.options.dry_run,
@@ -533,7 +548,7 @@ class Verbs:
         return obj
 
     def _admit_delete(self, call: Call, old: Object) -> None:
-        if not call.resource.builtin:
+        if not call.resource.builtin and not call.resource.edition:
             request = AdmissionRequest(
                 operation="DELETE", resource=call.resource, namespace=call.namespace, obj={}, old=old,
                 user=call.user.name, groups=call.user.groups, dry_run=call.options.dry_run,
@@ -573,6 +588,7 @@ class Verbs:
                 self._authorizer.check_binding_write(call.user, resource, obj, old)
             else:
                 self._authorizer.check_role_write(call.user, resource, obj, old)
+        definition_rules.check_writer(call.user, resource, obj)
         self._references.check_write(call.user, resource, old, obj)
         if self._guard is not None:
             self._guard.check_write(call.user, resource, old, obj)

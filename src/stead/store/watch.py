@@ -200,6 +200,13 @@ class Cache:
         if collection is not None and subscription in collection.subscriptions:
             collection.subscriptions.remove(subscription)
 
+    def end(self, prefix: str) -> None:
+        """End every subscription below a prefix: what stands there has changed its meaning or is served no more."""
+        collection = self._collections.get(collection_of(prefix))
+        for subscription in list(collection.subscriptions) if collection else ():
+            if subscription.prefix.startswith(prefix):
+                self.unsubscribe(subscription)
+
     async def wait_for(self, revision: int, timeout: float = 10.0) -> None:
         """Return once the cache holds `revision`. Raises TimeoutError."""
         async with asyncio.timeout(timeout):
