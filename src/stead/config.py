@@ -84,6 +84,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     insecure_registries: tuple[str, ...] = ()
     #: bytes that unused container disks may take before the oldest are removed
     container_disk_cache_bytes: int = 20 * 1024**3
+    #: file with the keys that seal Secrets in the store; "" = `plane/pki/secrets.key` in `state_dir`, made when absent
+    secrets_key_file: str = ""
+    #: program with arguments that prints those keys instead (a vault's client, `systemd-creds decrypt`); [] = the file
+    secrets_key_command: tuple[str, ...] = ()
     #: debug, info, warning or error
     log_level: str = "info"
     #: "text" for people, "json" for machines, "" = text on a terminal
@@ -103,6 +107,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def agent_dir(self) -> Path:
         """State of the agent; owned by root, mode 0700."""
         return self.state_dir / "agent"
+
+    @property
+    def secrets_key(self) -> Path:
+        """The file with the keys that seal Secrets."""
+        return Path(self.secrets_key_file) if self.secrets_key_file else self.plane_dir / "pki" / "secrets.key"
 
     @property
     def all_pools(self) -> tuple[Pool, ...]:
@@ -149,7 +158,7 @@ def load(
     for name in names:
         given = environ.get(f"STEAD_{name.upper()}")
         if given is not None:
-            listed = name.endswith(("_networks", "_names", "_registries", "_roots"))
+            listed = name.endswith(("_networks", "_names", "_registries", "_roots", "_command"))
             values[name] = [part for part in given.split(",") if part] if listed else given
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
     try:

@@ -133,6 +133,8 @@ def prepare(settings: Settings) -> Files:
         _pid_file(settings.run_dir / f"{what}.pid", owner if what == "plane" else None)
     authority = pki.ensure_authority(settings.plane_dir / "pki", "stead")
     pki.ensure_key(files.token_key)
+    if not settings.secrets_key_file and not settings.secrets_key_command:
+        pki.ensure_secret(settings.secrets_key)
     pki.ensure_certificate(authority, files.api, pki.Identity("stead-api", names=_api_names(settings)))
     pki.ensure_certificate(authority, files.plane, pki.Identity(PLANE_USER))
     agent_names = (settings.host, settings.agent_address)

@@ -8,6 +8,7 @@ Identity follows Kubernetes: common name = user, organisation = group.
 
 from __future__ import annotations
 
+import base64
 import datetime
 import ipaddress
 import os
@@ -68,6 +69,12 @@ def ensure_key(path: Path) -> None:
     """A P-256 private key at `path`, made when absent (the key of ServiceAccount tokens, ES256)."""
     if not path.exists():
         write_private(path, _pem_key(ec.generate_private_key(ec.SECP256R1())))
+
+
+def ensure_secret(path: Path) -> None:
+    """32 random bytes in base64 at `path`, made when absent (the key that seals Secrets in the store)."""
+    if not path.exists():
+        write_private(path, base64.b64encode(os.urandom(32)) + b"\n")
 
 
 def ensure_authority(directory: Path, name: str) -> Pair:
