@@ -36,11 +36,15 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Whom a certificate names. `names` are DNS names and IP addresses; those with any get server usage too."""
+    """Whom a certificate names. `names` are DNS names and IP addresses; those with any get server usage too.
+
+    `uri` names the object that the certificate dies with (`kinds.accounts`).
+    """
 
     user: str
     groups: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    uri: str = ""
 
 
 def write_private(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -117,9 +121,9 @@ def _key_usage(*, authority: bool) -> x509.KeyUsage:
     )
 
 
-def _alternative_names(names: tuple[str, ...]) -> x509.SubjectAlternativeName:
-    entries: list[x509.GeneralName] = []
-    for name in dict.fromkeys(names):
+def _alternative_names(identity: Identity) -> x509.SubjectAlternativeName:
+    entries: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)] if identity.uri else []
+    for name in dict.fromkeys(identity.names):
         try:
             entries.append(x509.IPAddress(ipaddress.ip_address(name)))
         except ValueError:
@@ -157,8 +161,8 @@ def issue(
             critical=False,
         )
     )
-    if identity.names:
-        builder = builder.add_extension(_alternative_names(identity.names), critical=False)
+    if identity.names or identity.uri:
+        builder = builder.add_extension(_alternative_names(identity), critical=False)
     return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -27,6 +27,9 @@ from stead.network.attachment import NetworkConfig
 from stead.store.contract import StoreFailure
 from stead.store.keyring import KeyringError
 from stead.store.migrations import TooNew
+
+if TYPE_CHECKING:
+    from stead.server.oidc import OidcSettings
 
 log = structlog.get_logger(__name__)
 
@@ -99,6 +102,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
                 address=settings.url.removeprefix("https://"),
                 audit_path=settings.plane_dir / "audit.log",
                 agent_tls=pki.client_context(files.ca, files.plane),
+                oidc=_oidc(settings),
             ),
         )
         await api.start()
@@ -130,6 +134,22 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
         log.info("plane serves", url=settings.url)
         await stopping.wait()
         log.info("plane stops")
+
+
+def _oidc(settings: Settings) -> OidcSettings | None:
+    from stead.server.oidc import OidcSettings
+
+    if not settings.oidc_issuer_url:
+        return None
+    return OidcSettings(
+        issuer=settings.oidc_issuer_url,
+        client_id=settings.oidc_client_id,
+        username_claim=settings.oidc_username_claim,
+        username_prefix=settings.oidc_username_prefix,
+        groups_claim=settings.oidc_groups_claim,
+        groups_prefix=settings.oidc_groups_prefix,
+        ca=settings.oidc_ca_file,
+    )
 
 
 def _network(settings: Settings) -> NetworkConfig:
