@@ -84,6 +84,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     insecure_registries: tuple[str, ...] = ()
     #: bytes that unused container disks may take before the oldest are removed
     container_disk_cache_bytes: int = 20 * 1024**3
+    #: file with the keys that seal Secrets in the store; "" = `plane/pki/secrets.key` in `state_dir`, made when absent
+    secrets_key_file: str = ""
+    #: program with arguments that prints those keys instead (a vault's client, `systemd-creds decrypt`); [] = the file
+    secrets_key_command: tuple[str, ...] = ()
+    #: OpenID Connect issuer whose ID tokens the API accepts, an https URL; "" = none, and nothing is ever fetched
+    oidc_issuer_url: str = ""
+    #: and the audience that its tokens must name
+    oidc_client_id: str = ""
+    #: claim that is the user's name; `email` counts only when the issuer has verified it
+    oidc_username_claim: str = "sub"
+    #: goes before user names; "" = the issuer's URL and `#` (nothing for `email`), "-" = nothing
+    oidc_username_prefix: str = ""
+    #: claim that lists the user's groups; "" = no groups
+    oidc_groups_claim: str = ""
+    #: goes before group names
+    oidc_groups_prefix: str = ""
+    #: PEM file with the authorities of the issuer's certificate; "" = those of the system
+    oidc_ca_file: str = ""
     #: debug, info, warning or error
     log_level: str = "info"
     #: "text" for people, "json" for machines, "" = text on a terminal
@@ -103,6 +121,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def agent_dir(self) -> Path:
         """State of the agent; owned by root, mode 0700."""
         return self.state_dir / "agent"
+
+    @property
+    def secrets_key(self) -> Path:
+        """The file with the keys that seal Secrets."""
+        return Path(self.secrets_key_file) if self.secrets_key_file else self.plane_dir / "pki" / "secrets.key"
 
     @property
     def all_pools(self) -> tuple[Pool, ...]:
@@ -149,7 +172,7 @@ def load(
     for name in names:
         given = environ.get(f"STEAD_{name.upper()}")
         if given is not None:
-            listed = name.endswith(("_networks", "_names", "_registries", "_roots"))
+            listed = name.endswith(("_networks", "_names", "_registries", "_roots", "_command"))
             values[name] = [part for part in given.split(",") if part] if listed else given
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
     try:
@@ -185,5 +208,9 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"pod_cidr {settings.pod_cidr}: an IPv4 network of /28 or larger")
     if len(settings.pod_bridge) > 15:
         raise ConfigError(f"pod_bridge {settings.pod_bridge!r}: Linux allows 15 characters")
+    if settings.oidc_issuer_url and not settings.oidc_issuer_url.startswith("https://"):
+        raise ConfigError(f"oidc_issuer_url {settings.oidc_issuer_url}: an https URL")
+    if bool(settings.oidc_issuer_url) != bool(settings.oidc_client_id):
+        raise ConfigError("oidc_issuer_url and oidc_client_id are set together or not at all")
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"log_level {settings.log_level!r}: debug, info, warning or error")

@@ -133,6 +133,8 @@ def prepare(settings: Settings) -> Files:
         _pid_file(settings.run_dir / f"{what}.pid", owner if what == "plane" else None)
     authority = pki.ensure_authority(settings.plane_dir / "pki", "stead")
     pki.ensure_key(files.token_key)
+    if not settings.secrets_key_file and not settings.secrets_key_command:
+        pki.ensure_secret(settings.secrets_key)
     pki.ensure_certificate(authority, files.api, pki.Identity("stead-api", names=_api_names(settings)))
     pki.ensure_certificate(authority, files.plane, pki.Identity(PLANE_USER))
     agent_names = (settings.host, settings.agent_address)
@@ -179,34 +181,27 @@ def forget(settings: Settings) -> None:
             directory.rmdir()
 
 
-def kubeconfig(settings: Settings, ca: bytes, certificate: bytes, key: bytes) -> str:
-    """A kubeconfig (YAML) that carries everything inside itself."""
+def kubeconfig(
+    settings: Settings, ca: bytes, certificate: bytes, key: bytes, user: str = "admin", server: str = ""
+) -> str:
+    """A kubeconfig (YAML) that carries everything inside itself; `server` "" = the API as this host reaches it."""
     import yaml
 
     def packed(data: bytes) -> str:
         return base64.b64encode(data).decode()
 
-    name = settings.instance
-    return str(
-        yaml.safe_dump(
-            {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "current-context": name,
-                "clusters": [
-                    {"name": name, "cluster": {"server": settings.url, "certificate-authority-data": packed(ca)}}
-                ],
-                "users": [
-                    {
-                        "name": f"{name}-admin",
-                        "user": {"client-certificate-data": packed(certificate), "client-key-data": packed(key)},
-                    }
-                ],
-                "contexts": [{"name": name, "context": {"cluster": name, "user": f"{name}-admin"}}],
-            },
-            sort_keys=False,
-        )
-    )
+    cluster, name = settings.instance, f"{settings.instance}-{user}"
+    where = {"server": server or settings.url, "certificate-authority-data": packed(ca)}
+    identity = {"client-certificate-data": packed(certificate), "client-key-data": packed(key)}
+    document = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": cluster,
+        "clusters": [{"name": cluster, "cluster": where}],
+        "users": [{"name": name, "user": identity}],
+        "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": name}}],
+    }
+    return str(yaml.safe_dump(document, sort_keys=False))
 
 
 class AlreadyRunning(Exception):

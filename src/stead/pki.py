@@ -8,6 +8,7 @@ Identity follows Kubernetes: common name = user, organisation = group.
 
 from __future__ import annotations
 
+import base64
 import datetime
 import ipaddress
 import os
@@ -35,11 +36,15 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Whom a certificate names. `names` are DNS names and IP addresses; those with any get server usage too."""
+    """Whom a certificate names. `names` are DNS names and IP addresses; those with any get server usage too.
+
+    `uri` names the object that the certificate dies with (`kinds.accounts`).
+    """
 
     user: str
     groups: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    uri: str = ""
 
 
 def write_private(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -68,6 +73,12 @@ def ensure_key(path: Path) -> None:
     """A P-256 private key at `path`, made when absent (the key of ServiceAccount tokens, ES256)."""
     if not path.exists():
         write_private(path, _pem_key(ec.generate_private_key(ec.SECP256R1())))
+
+
+def ensure_secret(path: Path) -> None:
+    """32 random bytes in base64 at `path`, made when absent (the key that seals Secrets in the store)."""
+    if not path.exists():
+        write_private(path, base64.b64encode(os.urandom(32)) + b"\n")
 
 
 def ensure_authority(directory: Path, name: str) -> Pair:
@@ -110,9 +121,9 @@ def _key_usage(*, authority: bool) -> x509.KeyUsage:
     )
 
 
-def _alternative_names(names: tuple[str, ...]) -> x509.SubjectAlternativeName:
-    entries: list[x509.GeneralName] = []
-    for name in dict.fromkeys(names):
+def _alternative_names(identity: Identity) -> x509.SubjectAlternativeName:
+    entries: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)] if identity.uri else []
+    for name in dict.fromkeys(identity.names):
         try:
             entries.append(x509.IPAddress(ipaddress.ip_address(name)))
         except ValueError:
@@ -150,8 +161,8 @@ def issue(
             critical=False,
         )
     )
-    if identity.names:
-        builder = builder.add_extension(_alternative_names(identity.names), critical=False)
+    if identity.names or identity.uri:
+        builder = builder.add_extension(_alternative_names(identity), critical=False)
     return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 

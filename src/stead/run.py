@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,7 +25,11 @@ from stead.images.sources import Policy
 from stead.network.addresses import gateway_of
 from stead.network.attachment import NetworkConfig
 from stead.store.contract import StoreFailure
+from stead.store.keyring import KeyringError
 from stead.store.migrations import TooNew
+
+if TYPE_CHECKING:
+    from stead.server.oidc import OidcSettings
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +62,7 @@ def _run(what: str, settings: Settings, serve: Callable[[Settings, asyncio.Event
     try:
         with installation.running(settings, what):
             asyncio.run(main())
-    except (ConfigError, installation.AlreadyRunning, StoreFailure, TooNew, OSError) as error:
+    except (ConfigError, installation.AlreadyRunning, StoreFailure, KeyringError, TooNew, OSError) as error:
         log.error("cannot run", process=what, error=str(error))
         sys.exit(1)
 
@@ -70,15 +74,27 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     from stead.server.api import Settings as ApiSettings
     from stead.server.roles import image_roles
     from stead.server.serve import Listener, Listening
+    from stead.store.keyring import read as read_keyring
+    from stead.store.sealed import SealedStore
     from stead.store.sqlite import SqliteStore
 
     files = installation.Files.of(settings)
     key = load_pem_private_key(files.token_key.read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{files.token_key} is not an elliptic curve key")
-    store = await SqliteStore.open(settings.plane_dir / "store.db")
+    keyring = await asyncio.to_thread(read_keyring, settings.secrets_key, settings.secrets_key_command)
+    file = await SqliteStore.open(settings.plane_dir / "store.db")
     async with contextlib.AsyncExitStack() as undo:
-        undo.push_async_callback(store.close)
+        undo.push_async_callback(file.close)
+        store = await SealedStore.open(file, keyring)
+        if store.resealed:
+            await file.scrub()
+            log.info("Secrets sealed with the newest key", count=store.resealed)
+        copy = settings.plane_dir / "store.db.format-1"
+        if copy.exists():
+            log.warning(
+                "a copy of the store for going back holds Secrets in plain; remove it when done", path=str(copy)
+            )
         api = ApiServer(
             store,
             ApiSettings(
@@ -86,6 +102,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
                 address=settings.url.removeprefix("https://"),
                 audit_path=settings.plane_dir / "audit.log",
                 agent_tls=pki.client_context(files.ca, files.plane),
+                oidc=_oidc(settings),
             ),
         )
         await api.start()
@@ -117,6 +134,22 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
         log.info("plane serves", url=settings.url)
         await stopping.wait()
         log.info("plane stops")
+
+
+def _oidc(settings: Settings) -> OidcSettings | None:
+    from stead.server.oidc import OidcSettings
+
+    if not settings.oidc_issuer_url:
+        return None
+    return OidcSettings(
+        issuer=settings.oidc_issuer_url,
+        client_id=settings.oidc_client_id,
+        username_claim=settings.oidc_username_claim,
+        username_prefix=settings.oidc_username_prefix,
+        groups_claim=settings.oidc_groups_claim,
+        groups_prefix=settings.oidc_groups_prefix,
+        ca=settings.oidc_ca_file,
+    )
 
 
 def _network(settings: Settings) -> NetworkConfig:

@@ -151,7 +151,7 @@ async def test_migration_keeps_a_copy_and_rolls_back_when_it_fails(tmp_path: Pat
     assert (await store.get("/registry/g/p/ns/a")) is not None
     await store.close()
     migrations.migrate(path, (*migrations.STEPS, lambda connection: None))
-    assert path.with_name("store.db.format-1").exists()
+    assert path.with_name(f"store.db.format-{migrations.FORMAT}").exists()
 
 
 WRITER = """

@@ -44,6 +44,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "events": ("resources", "events"),
         "image": ("images", "image"),
     },
+    "Access": {
+        "login": ("login", "login"),
+        "user": ("users", "user"),
+    },
     "This host": {
         "up": ("hosts", "up"),
         "down": ("hosts", "down"),

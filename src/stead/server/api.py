@@ -18,19 +18,23 @@ from stead.kinds.resource import Resource
 from stead.server.agents import Agents
 from stead.server.app import App, Server, build_app
 from stead.server.audit import AuditLog
-from stead.server.authn import MASTERS, Authenticator, PrivateKey, TokenIssuer, User
+from stead.server.authn import MASTERS, Authenticator, PrivateKey, Sources, TokenIssuer, User
 from stead.server.authz import Authorizer
+from stead.server.bootstrap_tokens import BootstrapTokens
 from stead.server.catalogue import Catalogue
 from stead.server.definition_rules import CONTROLLER_NAME
 from stead.server.definitions import Definitions
 from stead.server.health import Health, Metrics
 from stead.server.local import LocalVerbs
+from stead.server.login import Logins
 from stead.server.node_authz import NodeGuard
+from stead.server.oidc import Oidc, OidcSettings
 from stead.server.registry import Registry
 from stead.server.reviews import Reviews
 from stead.server.roles import ensure_defaults
 from stead.server.subresources import Subresources
 from stead.server.uploads import Uploads
+from stead.server.users import Users
 from stead.server.verbs import Verbs
 from stead.store.contract import Store
 from stead.store.watch import Cache
@@ -50,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     audit_path: Path | None = None
     agent_tls: ssl.SSLContext | None = None
     resources: Iterable[Resource] = register.ALL
+    oidc: OidcSettings | None = None
 
 
 class ApiServer:
@@ -67,7 +72,12 @@ class ApiServer:
         self.health = Health({"etcd": self._store_trouble, "watch-cache": self._cache_trouble})
         self.audit = AuditLog(settings.audit_path)
         self.issuer = TokenIssuer(settings.token_key)
-        self.authenticator = Authenticator(self.registry, self.issuer)
+        sources = Sources(
+            accounts=Users(self.registry),
+            bootstrap=BootstrapTokens(self.registry, self._own_verbs),
+            oidc=Oidc(settings.oidc) if settings.oidc is not None else None,
+        )
+        self.authenticator = Authenticator(self.registry, self.issuer, sources)
         self.agents = Agents(self.registry, settings.agent_tls)
         self.app: App = build_app(Server(
             verbs=self.verbs, catalogue=self.catalogue, authenticator=self.authenticator, authorizer=self.authorizer,
@@ -75,6 +85,7 @@ class ApiServer:
             reviews=Reviews(self.verbs, self.authenticator, self.authorizer),
             subresources=Subresources(self.verbs, self.agents),
             uploads=Uploads(self.registry, self.issuer, self.agents),
+            logins=Logins(self._own_verbs, self.registry),
         ))  # fmt: skip
 
     async def start(self) -> None:
@@ -99,6 +110,9 @@ class ApiServer:
     def local_client(self, user: User = CONTROLLER, manager: str = "stead") -> LocalClient:
         """A `client.contract.Client` for our own code in this process."""
         return LocalClient(self.local_verbs(user, manager))
+
+    def _own_verbs(self) -> LocalVerbs:
+        return self.local_verbs(CONTROLLER)
 
     def _store_trouble(self) -> str | None:
         return None if self.registry.revision >= 0 else "no revision"

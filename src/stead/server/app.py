@@ -61,6 +61,9 @@ MAX_WRITES = 200
 #: paths that anyone may ask for
 _OPEN = ("/healthz", "/livez", "/readyz", "/version", "/.well-known/openid-configuration", "/openid/v1/jwks")
 
+#: where passwords are turned into sessions, before anybody is known
+LOGIN_PATHS = ("/auth/login", "/auth/logout")
+
 #: what a client is told that still uses an old version of a group
 _DEPRECATED = {
     ("kubevirt.io", "v1alpha3"): "kubevirt.io/v1alpha3 is now deprecated and will be removed in a future release.",
@@ -110,6 +113,12 @@ class UploadHandler(Protocol):
     async def handle(self, exchange: Exchange) -> Answer | None: ...
 
 
+class LoginHandler(Protocol):
+    """`server.login`: sessions for passwords."""
+
+    async def handle(self, exchange: Exchange) -> Answer: ...
+
+
 class Server(msgspec.Struct, kw_only=True):
     """What the application is made of."""
 
@@ -123,6 +132,7 @@ class Server(msgspec.Struct, kw_only=True):
     reviews: ReviewHandler | None = None
     subresources: SubresourceHandler | None = None
     uploads: UploadHandler | None = None
+    logins: LoginHandler | None = None
     address: str = ""
 
 
@@ -233,13 +243,16 @@ class App:
         request, server = exchange.request, self._server
         if server.uploads is not None and request.path.startswith("/v1beta1/upload"):
             return await server.uploads.handle(exchange)
-        self._authenticate(exchange)
+        if server.logins is not None and request.path.rstrip("/") in LOGIN_PATHS:
+            return await server.logins.handle(exchange)
+        await self._authenticate(exchange)
         if request.path.rstrip("/").startswith(_OPEN) and not request.is_resource:
             opened = self._open_path(exchange)
             if opened is not None:
                 return opened
         self._impersonate(exchange)
         self._authorize(exchange)
+        await server.authenticator.spend(exchange.original or exchange.user)
         with self._lane(exchange):
             if exchange.scope["type"] == "websocket":
                 return await self._websocket(exchange)
@@ -259,11 +272,14 @@ class App:
             return min(limit, float(text))
         return limit
 
-    def _authenticate(self, exchange: Exchange) -> None:
+    async def _authenticate(self, exchange: Exchange) -> None:
         extensions = exchange.scope.get("extensions") or {}
         certificate = (extensions.get("tls") or {}).get("client_certificate")
         bearer = streaming.bearer_of(exchange.scope.get("subprotocols") or [])
-        exchange.user = self._server.authenticator.authenticate(certificate, exchange.headers, bearer)
+        is_change = exchange.scope["type"] == "websocket" or exchange.request.method not in ("GET", "HEAD", "OPTIONS")
+        exchange.user = await self._server.authenticator.authenticate(
+            certificate, exchange.headers, bearer, is_change=is_change
+        )
 
     def _impersonate(self, exchange: Exchange) -> None:
         pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in exchange.scope["headers"]]

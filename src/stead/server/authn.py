@@ -1,20 +1,19 @@
-"""Who is asking: client certificates, ServiceAccount tokens, bootstrap tokens, impersonation.
+"""Who is asking: client certificates, ServiceAccount tokens, impersonation; other kinds of token by `Sources`.
 
 Called by `app` once for each request, by `reviews` (TokenReview, TokenRequest) and `uploads` (upload tokens). Reads
-objects from memory through a `Reader`; no I/O, no clock but the one given. Nobody is trusted for a header alone: only
-the listener puts a verified certificate into the scope. Follows H1, H2 and H4 of Kubernetes' authentication rules.
+objects from memory through a `Reader`; no I/O but what `oidc` does, no clock but the one given. Nobody is trusted for a
+header alone: only the listener puts a verified certificate into the scope. Follows H1, H2 and H4 of Kubernetes'
+authentication rules.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any, Protocol
 
 import jwt
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from stead.kinds import register
+from stead.kinds.accounts import SESSION_PREFIX, URI_PREFIX
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
 
@@ -160,45 +160,112 @@ class TokenIssuer:
         return jwt.encode(claims, self._key, self.algorithm, headers={"kid": self.key_id})
 
 
+class Accounts(Protocol):
+    """`server.users`: users and sessions of `stead user`. All raise 401."""
+
+    def from_certificate(self, name: str, uid: str) -> User: ...
+
+    def from_session(self, token: str) -> User: ...
+
+    def from_cookie(self, headers: dict[str, str], *, is_change: bool) -> User | None: ...
+
+
+class OneTimeTokens(Protocol):
+    """`server.bootstrap_tokens`."""
+
+    def user(self, token: str) -> User: ...
+
+    async def spend(self, user: User) -> None: ...
+
+
+class ForeignTokens(Protocol):
+    """`server.oidc`: tokens that another issuer signs."""
+
+    def is_meant(self, token: str) -> bool: ...
+
+    async def user(self, token: str, audiences: tuple[str, ...] = ()) -> User: ...
+
+
+class Sources(msgspec.Struct, frozen=True):
+    """Where else identities come from; None = such tokens are refused."""
+
+    accounts: Accounts | None = None
+    bootstrap: OneTimeTokens | None = None
+    oidc: ForeignTokens | None = None
+
+
 class Authenticator:
     """Turns a certificate or a bearer token into a `User`."""
 
-    def __init__(self, reader: Reader, issuer: TokenIssuer, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, reader: Reader, issuer: TokenIssuer, sources: Sources | None = None) -> None:
         self._reader = reader
         self._issuer = issuer
-        self._clock = clock
-        self._certificates: OrderedDict[bytes, User] = OrderedDict()
+        self._sources = sources or Sources()
+        #: identity and, for users of ours, the uid of their object, by certificate
+        self._certificates: OrderedDict[bytes, tuple[User, str]] = OrderedDict()
 
     @property
     def issuer(self) -> TokenIssuer:
         """The issuer whose tokens are accepted."""
         return self._issuer
 
-    def authenticate(self, certificate: bytes | None, headers: dict[str, str], bearer: str = "") -> User:
-        """The user of a request; `certificate` is the verified client certificate in DER. Raises 401."""
+    async def authenticate(
+        self, certificate: bytes | None, headers: dict[str, str], bearer: str = "", *, is_change: bool = True
+    ) -> User:
+        """The user of a request; `certificate` is the verified client certificate in DER. Raises 401.
+
+        `is_change`: the request may change something or opens a WebSocket, so that a cookie alone is not enough.
+        """
         scheme, _, value = headers.get("authorization", "").partition(" ")
         token = value.strip() if scheme.lower() == "bearer" else ""
-        if not token:
-            token = bearer
         if certificate is not None:
             return self._from_certificate(certificate)
-        if token:
-            return self.from_token(token, [self._issuer.issuer])
+        if token or bearer:
+            return await self.from_token(token or bearer, [self._issuer.issuer])
+        if self._sources.accounts is not None:
+            return self._sources.accounts.from_cookie(headers, is_change=is_change) or ANONYMOUS
         return ANONYMOUS
 
-    def from_token(self, token: str, audiences: list[str]) -> User:
+    async def from_token(self, token: str, audiences: list[str]) -> User:
         """The user of a bearer token. Raises 401."""
+        sources, ours = self._sources, self._issuer.issuer in audiences
+        if token.startswith(SESSION_PREFIX):
+            if sources.accounts is None or not ours:
+                raise unauthorized()
+            return sources.accounts.from_session(token)
         if token.count(".") == 1:
-            return self._from_bootstrap(token)
+            if sources.bootstrap is None or not ours:
+                raise unauthorized()
+            return sources.bootstrap.user(token)
+        if sources.oidc is not None and sources.oidc.is_meant(token):
+            return await sources.oidc.user(token, () if ours else tuple(audiences))
+        return self._from_account_token(token, audiences)
+
+    async def spend(self, user: User) -> None:
+        """A request of this user goes ahead: tokens for one request end here. Raises 401 when that was used already."""
+        if self._sources.bootstrap is not None:
+            await self._sources.bootstrap.spend(user)
+
+    def granted(self, token: str, audiences: list[str]) -> list[str]:
+        """Those of `audiences` that an accepted token is for: all, but for ServiceAccounts what the token names."""
+        try:
+            held = self._issuer.verify(token, audiences)["aud"]
+        except jwt.PyJWTError:
+            return audiences
+        held = [held] if isinstance(held, str) else held
+        return [audience for audience in audiences if audience in held]
+
+    def _from_account_token(self, token: str, audiences: list[str]) -> User:
         try:
             claims = self._issuer.verify(token, audiences)
             inner = claims["kubernetes.io"]
             account = inner["serviceaccount"]
             namespace, name, uid = inner["namespace"], account["name"], account["uid"]
-        except (jwt.PyJWTError, KeyError, TypeError):
+        except (jwt.PyJWTError, KeyError, TypeError, ValueError):
             raise unauthorized() from None
-        live = self._reader.peek(register.SERVICE_ACCOUNT, namespace, name)
-        if live is None or live["metadata"].get("uid") != uid:
+        if claims["sub"] != f"system:serviceaccount:{namespace}:{name}":
+            raise unauthorized()
+        if not _is_live(self._reader.peek(register.SERVICE_ACCOUNT, namespace, name), uid):
             raise unauthorized()
         extra = {"authentication.kubernetes.io/credential-id": [f"JTI={claims['jti']}"]} if "jti" in claims else {}
         self._check_bound(inner, namespace)
@@ -211,47 +278,48 @@ class Authenticator:
             ("node", register.NODE, ""),
         )
         for key, resource, where in bound:
-            if key in inner:
-                found = self._reader.peek(resource, where, inner[key]["name"])
-                if found is None or found["metadata"].get("uid") != inner[key]["uid"]:
-                    raise unauthorized()
+            named = inner.get(key)
+            if named and not _is_live(self._reader.peek(resource, where, named["name"]), named["uid"]):
+                raise unauthorized()
 
     def _from_certificate(self, der: bytes) -> User:
         known = self._certificates.get(der)
-        if known is not None:
-            return known
-        subject = x509.load_der_x509_certificate(der).subject
-        names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        if not names:
+        if known is None:
+            known = self._certificates[der] = _identity_of(der)
+            while len(self._certificates) > _REMEMBERED:
+                self._certificates.popitem(last=False)
+        user, uid = known
+        if not uid:
+            return user
+        if self._sources.accounts is None:
             raise unauthorized()
-        groups = [str(item.value) for item in subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
-        fingerprint = hashlib.sha256(der).hexdigest()
-        user = User(
-            str(names[0].value), groups=(*groups, AUTHENTICATED),
-            extra={"authentication.kubernetes.io/credential-id": [f"X509SHA256={fingerprint}"]},
-        )  # fmt: skip
-        self._certificates[der] = user
-        while len(self._certificates) > _REMEMBERED:
-            self._certificates.popitem(last=False)
-        return user
+        current = self._sources.accounts.from_certificate(user.name, uid)
+        return msgspec.structs.replace(current, extra=user.extra)
 
-    def _from_bootstrap(self, token: str) -> User:
-        """`ID.SECRET` of a Secret `bootstrap-token-ID`, which keeps only the SHA-256 of the secret half."""
-        token_id, _, secret = token.partition(".")
-        stored = self._reader.peek(register.SECRET, "kube-system", f"bootstrap-token-{token_id}")
-        if stored is None or stored.get("type") != "bootstrap.kubernetes.io/token":
-            raise unauthorized()
-        data = {key: base64.b64decode(value).decode() for key, value in (stored.get("data") or {}).items()}
-        digest = hashlib.sha256(secret.encode()).hexdigest()
-        if not hmac.compare_digest(digest, data.get("token-secret-sha256", "")):
-            raise unauthorized()
-        expiration = data.get("expiration")
-        if expiration and datetime.fromisoformat(expiration.replace("Z", "+00:00")).timestamp() < self._clock():
-            raise unauthorized()
-        if data.get("usage-bootstrap-authentication") != "true":
-            raise unauthorized()
-        groups = [name for name in data.get("auth-extra-groups", "").split(",") if name]
-        return User(f"system:bootstrap:{token_id}", groups=("system:bootstrappers", *groups, AUTHENTICATED))
+
+def _identity_of(der: bytes) -> tuple[User, str]:
+    """What a certificate says, and the uid of the user's object that it dies with, or "". Raises 401."""
+    certificate = x509.load_der_x509_certificate(der)
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if not names:
+        raise unauthorized()
+    groups = [str(item.value) for item in certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)]
+    fingerprint = hashlib.sha256(der).hexdigest()
+    user = User(
+        str(names[0].value), groups=(*groups, AUTHENTICATED),
+        extra={"authentication.kubernetes.io/credential-id": [f"X509SHA256={fingerprint}"]},
+    )  # fmt: skip
+    try:
+        others = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return user, ""
+    uris = others.get_values_for_type(x509.UniformResourceIdentifier)
+    return user, next((uri.removeprefix(URI_PREFIX) for uri in uris if uri.startswith(URI_PREFIX)), "")
+
+
+def _is_live(found: dict[str, Any] | None, uid: str) -> bool:
+    """Whether an object is still the one that a token was made for, and is not being deleted."""
+    return found is not None and found["metadata"].get("uid") == uid and not found["metadata"].get("deletionTimestamp")
 
 
 def impersonated(headers: list[tuple[str, str]]) -> User | None:

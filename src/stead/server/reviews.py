@@ -48,7 +48,7 @@ class Reviews:
             metadata = {"creationTimestamp": meta.now()}
             return json_answer({**body, "metadata": metadata, "status": {"userInfo": exchange.user.info()}}, 201)
         if kind == "TokenReview":
-            return json_answer({**body, "metadata": {}, "spec": spec, "status": self._token_status(spec)}, 201)
+            return json_answer({**body, "metadata": {}, "spec": spec, "status": await self._token_status(spec)}, 201)
         if kind == "UploadTokenRequest":
             return self._upload_token(exchange, body, metadata, spec)
         if kind == "SelfSubjectRulesReview":
@@ -74,13 +74,14 @@ class Reviews:
             status["reason"] = decision.reason
         return json_answer({**body, "metadata": metadata, "spec": spec, "status": status}, 201)
 
-    def _token_status(self, spec: Object) -> Object:
+    async def _token_status(self, spec: Object) -> Object:
         audiences = list(spec.get("audiences") or [self._authenticator.issuer.issuer])
+        token = spec.get("token") or ""
         try:
-            user = self._authenticator.from_token(spec.get("token") or "", audiences)
+            user = await self._authenticator.from_token(token, audiences)
         except ApiError:
             return {"authenticated": False, "user": {}, "error": "invalid bearer token"}
-        return {"authenticated": True, "user": user.info(), "audiences": audiences}
+        return {"authenticated": True, "user": user.info(), "audiences": self._authenticator.granted(token, audiences)}
 
     def _rules_status(self, user: User, namespace: str) -> Object:
         rules = self._authorizer.rules_for(user, namespace)

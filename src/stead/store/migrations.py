@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 #: Format that this release reads and writes.
-FORMAT = 1
+FORMAT = 2
 
 
 class TooNew(Exception):
@@ -34,8 +34,12 @@ def _create(connection: sqlite3.Connection) -> None:
     )
 
 
+def _seal(connection: sqlite3.Connection) -> None:
+    """Secrets may be sealed from format 2 on (`store.sealed` does it): a release that cannot open them stays away."""
+
+
 #: Step N brings format N to N + 1.
-STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create,)
+STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create, _seal)
 
 
 def migrate(path: Path, steps: tuple[Callable[[sqlite3.Connection], None], ...] = STEPS) -> None:

@@ -328,6 +328,7 @@ class SqliteStore:
     def _compact(self, target: int) -> None:
         connection = self._connect()
         try:
+            connection.execute("PRAGMA secure_delete=ON")  # what is forgotten may be a Secret of before it was sealed
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
                 "DELETE FROM log WHERE revision IN (SELECT replaces FROM log WHERE revision <= ? AND replaces > 0)",
@@ -339,6 +340,22 @@ class SqliteStore:
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise StoreFailure(f"cannot compact store {self._path}: {error}") from error
+        finally:
+            connection.close()
+
+    async def scrub(self) -> None:
+        """Forget all history and leave none of its bytes in the file or its write-ahead log. Before anybody watches."""
+        await self.compact(self._revision)
+        await asyncio.to_thread(self._vacuum)
+
+    def _vacuum(self) -> None:
+        connection = self._connect()
+        try:
+            with self._reading:
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise StoreFailure(f"cannot clean store {self._path}: {error}") from error
         finally:
             connection.close()
 
