@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from tests.api_server import RunningServer, running_server
 
@@ -231,3 +232,16 @@ async def test_kubectl_creates_and_describes_them(world: World, tmp_path: Path) 
     assert "Resource Limits" in namespace
     assert "gold" in await kubectl(world, tmp_path, "get", "priorityclasses")
     assert "pods: 0/3" in await kubectl(world, tmp_path, "get", "quota")
+
+
+@pytest.mark.parametrize("version", ["v1alpha1", "v1alpha2"])
+async def test_old_instancetypes_are_refused_naming_the_version_to_use(world: World, version: str) -> None:
+    group = "apis/instancetype.kubevirt.io"
+    async with aiohttp.ClientSession() as session:
+        for path, stated in ((version, version), ("v1beta1", version)):
+            url = f"{world.server.url}/{group}/{path}/namespaces/default/virtualmachineinstancetypes"
+            body = {"apiVersion": f"instancetype.kubevirt.io/{stated}", "kind": "VirtualMachineInstancetype"}
+            async with session.post(url, json={**body, "metadata": {"name": "a"}}, ssl=world.server.ssl) as answer:
+                status = await answer.json()
+                assert answer.status in (400, 404)
+                assert "instancetype.kubevirt.io/v1beta1" in status["message"]
