@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from fake_agent import ready_node
-from stead.controllers.placement import MIB, Demand, Use, machine_cpu_milli, machine_memory, place, why_not
+from stead.controllers.placement import MIB, Demand, Use, place, why_not
+from stead.kinds.machine_needs import machine_cpu_milli, machine_memory
 
 Object = dict[str, Any]
 

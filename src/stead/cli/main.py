@@ -42,6 +42,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "get": ("resources", "get"),
         "delete": ("resources", "delete"),
         "events": ("resources", "events"),
+        "convert": ("convert", "convert"),
         "image": ("images", "image"),
     },
     "Access": {

@@ -28,6 +28,7 @@ from stead.client.kubeconfig import KubeconfigError, load
 from stead.config import ConfigError, Settings
 from stead.config import load as load_settings
 from stead.kinds import register
+from stead.kinds.old_manifests import newer_version
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
 
@@ -60,6 +61,8 @@ def resource_named(kind: str, api_version: str = "") -> Resource:
     if api_version:
         group = api_version.rpartition("/")[0]
     for resource in register.ALL:
+        if api_version and api_version.rpartition("/")[2] not in resource.versions:
+            continue
         if group and resource.group != group:
             continue
         if api_version and not group and resource.group:
@@ -68,6 +71,8 @@ def resource_named(kind: str, api_version: str = "") -> Resource:
         if word.lower() in names:
             return resource
     where = f" in {api_version}" if api_version else ""
+    if newer_version(group, api_version.rpartition("/")[2]) is not None:
+        where += " any more (`stead convert` rewrites old manifests)"
     raise click.ClickException(f"Stead serves no kind {kind!r}{where}; `kubectl api-resources` lists what it serves")
 
 

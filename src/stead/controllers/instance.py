@@ -8,7 +8,7 @@ informer is kept in `_assumed`. In the normal case one patch takes an instance f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,11 +35,13 @@ from stead.controllers.placement import Demand, Placement, Use
 from stead.controllers.runner import Controller, Source, World, own_key
 from stead.controllers.volume_needs import Need
 from stead.controllers.writes import annotation_steps, finalizer_steps, guarded_patch
+from stead.kinds import machine_needs
 from stead.kinds.register import (
     DATA_VOLUME,
     NODE,
     PERSISTENT_VOLUME,
     PERSISTENT_VOLUME_CLAIM,
+    PRIORITY_CLASS,
     STORAGE_CLASS,
     VIRTUAL_MACHINE_INSTANCE,
 )
@@ -76,6 +78,29 @@ def decide_waiting(needs: list[Need], namespace: str) -> Step | None:
     if any(n.of_data_volume for n in waiting):
         found.append(condition("DataVolumesReady", "False", "NotAllDVsReady", text))
     return Step(phase="Pending", conditions=tuple(found))
+
+
+def decide_class(vmi: Object, priorities: dict[str, int]) -> Step | None:
+    """The step for a priority class that is not there, in the words of Kubernetes' refusal of a launcher pod."""
+    name = spec_of(vmi).get("priorityClassName") or ""
+    if name in priorities or not name:
+        return None
+    pod = f"virt-launcher-{vmi['metadata']['name']}-"
+    text = (
+        f'failed to create virtual machine pod: pods "{pod}" is forbidden: no PriorityClass with name {name} was found'
+    )
+    return Step(phase="Pending", conditions=(condition("Synchronized", "False", "FailedCreate", text),))
+
+
+def ahead_of(vmi: Object, waiting: Iterable[Object], priorities: dict[str, int]) -> list[Object]:
+    """Waiting machines of a higher priority, the highest and oldest first."""
+
+    def value(of: Object) -> int:
+        return priorities.get(spec_of(of).get("priorityClassName") or "", 0)
+
+    own = value(vmi)
+    higher = [v for v in waiting if value(v) > own and not is_deleting(v) and not status_of(v).get("nodeName")]
+    return sorted(higher, key=lambda v: (-value(v), str(v["metadata"].get("creationTimestamp", ""))))
 
 
 def decide_placed(chosen: Placement, needs: list[Need]) -> Step:
@@ -129,6 +154,7 @@ class Instances:
         self._volumes = of(PERSISTENT_VOLUME)
         self._data_volumes = of(DATA_VOLUME)
         self._classes = of(STORAGE_CLASS)
+        self._priorities = of(PRIORITY_CLASS)
         self._assumed: dict[str, tuple[str, Use]] = {}
         self._uses: dict[str, tuple[Any, Use]] = {}  # by uid: generation and what it takes, so as not to parse again
         self._vmis.add_index("claim", claims_used)
@@ -141,6 +167,7 @@ class Instances:
             Source(self._claims, self._users),
             Source(self._data_volumes, self._users),
             Source(self._nodes, lambda _: [key_of(v) for v in self._vmis.by_index("unplaced", "yes")]),
+            Source(self._priorities, lambda _: [key_of(v) for v in self._vmis.by_index("unplaced", "yes")]),
         )
         return Controller("instance", self.reconcile, sources, workers=1)
 
@@ -160,7 +187,7 @@ class Instances:
             self._assumed.pop(vmi["metadata"]["uid"], None)
             return None
         needs = self._needs(vmi)
-        step = decide_waiting(needs, key.namespace)
+        step = decide_class(vmi, self._priority_values()) or decide_waiting(needs, key.namespace)
         if step is None:
             chosen = self._place(vmi, needs)
             step = decide_placed(chosen, needs)
@@ -197,7 +224,11 @@ class Instances:
 
     def _tell(self, vmi: Object, step: Step) -> None:
         """An event for each condition that says something new went wrong."""
-        reasons = {"Unschedulable": "FailedScheduling", "FailedPvcNotFound": "FailedPvcNotFound"}
+        reasons = {
+            "Unschedulable": "FailedScheduling",
+            "FailedPvcNotFound": "FailedPvcNotFound",
+            "FailedCreate": "FailedCreate",
+        }
         for found in step.conditions:
             before = find_condition(vmi, found["type"]) or {}
             reason = reasons.get(found.get("reason", ""))
@@ -214,8 +245,23 @@ class Instances:
             needs.append(volume_needs.assess(volume, claim, data_volume, storage_class))
         return needs
 
+    def _priority_values(self) -> dict[str, int]:
+        """Value by class; under "" that of machines that name none."""
+        classes = self._priorities.objects()
+        values = {c["metadata"]["name"]: int(c.get("value") or 0) for c in classes}
+        return {"": next((int(c["value"]) for c in classes if c.get("globalDefault")), 0), **values}
+
     def _place(self, vmi: Object, needs: list[Need]) -> Placement:
-        return placement.place(self._demand(vmi, needs), self._nodes.objects(), self._used(vmi))
+        """A host for the machine, room left for waiting machines of a higher priority."""
+        used, hosts = self._used(vmi), list(self._nodes.objects())
+        for other in ahead_of(vmi, self._vmis.by_index("unplaced", "yes"), self._priority_values()):
+            asked = self._needs(other)
+            if other["metadata"]["uid"] not in self._assumed and decide_waiting(asked, key_of(other).namespace) is None:
+                chosen = placement.place(self._demand(other, asked), hosts, used)
+                if chosen.host is not None:
+                    before, use = used.get(chosen.host, Use()), self._use(other)
+                    used[chosen.host] = Use(before.cpu_milli + use.cpu_milli, before.memory + use.memory)
+        return placement.place(self._demand(vmi, needs), hosts, used)
 
     def _demand(self, vmi: Object, needs: list[Need]) -> Demand:
         namespace, spec = vmi["metadata"]["namespace"], spec_of(vmi)
@@ -233,8 +279,8 @@ class Instances:
         if spec.get("architecture"):
             selector.setdefault("kubernetes.io/arch", spec["architecture"])
         return Demand(
-            cpu_milli=placement.machine_cpu_milli(vmi),
-            memory=placement.machine_memory(vmi),
+            cpu_milli=machine_needs.machine_cpu_milli(vmi),
+            memory=machine_needs.machine_memory(vmi),
             node_selector=selector,
             affinity=spec.get("affinity") or {},
             tolerations=tuple(spec.get("tolerations") or ()),
@@ -266,7 +312,7 @@ class Instances:
         uid, generation = vmi["metadata"]["uid"], vmi["metadata"].get("generation")
         known = self._uses.get(uid)
         if known is None or known[0] != generation:
-            known = (generation, Use(placement.machine_cpu_milli(vmi), placement.machine_memory(vmi)))
+            known = (generation, Use(machine_needs.machine_cpu_milli(vmi), machine_needs.machine_memory(vmi)))
             self._uses[uid] = known
         return known[1]
 

@@ -18,10 +18,7 @@ from stead.kube.quantity import parse
 
 Object = dict[str, Any]
 
-CPU_ALLOCATION_RATIO = 10
 MIB = 1024 * 1024
-#: what QEMU needs beside guest memory: fixed part, per processor, for video; 1/512 of guest memory for page tables
-OVERHEAD_FIXED, OVERHEAD_PER_CPU, OVERHEAD_VIDEO, OVERHEAD_SHARE = 60 * MIB, 8 * MIB, 32 * MIB, 512
 SCHEDULABLE_LABEL = "kubevirt.io/schedulable"
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 
@@ -193,35 +190,3 @@ def _is_tolerated(taint: Object, tolerations: Iterable[Object]) -> bool:
         if toleration.get("key") and toleration.get("value", "") == taint.get("value", ""):
             return True
     return False
-
-
-# what a machine needs -----------------------------------------------------------------------------------------------
-
-
-def vcpus(vmi: Object) -> int:
-    """Number of virtual processors at start."""
-    cpu = (spec_of(vmi).get("domain") or {}).get("cpu") or {}
-    return int(cpu.get("sockets") or 1) * int(cpu.get("cores") or 1) * int(cpu.get("threads") or 1)
-
-
-def machine_cpu_milli(vmi: Object) -> int:
-    """Processor share to reserve: the request if one is made, whole processors if dedicated, else vCPUs / 10."""
-    domain = spec_of(vmi).get("domain") or {}
-    asked = ((domain.get("resources") or {}).get("requests") or {}).get("cpu")
-    if (domain.get("cpu") or {}).get("dedicatedCpuPlacement"):
-        return vcpus(vmi) * 1000
-    return parse(asked).milli() if asked else vcpus(vmi) * 1000 // CPU_ALLOCATION_RATIO
-
-
-def machine_memory(vmi: Object) -> int:
-    """Bytes to reserve: the request, else guest memory (hugepages do not count as memory), and QEMU's own need."""
-    domain = spec_of(vmi).get("domain") or {}
-    memory = domain.get("memory") or {}
-    resources = domain.get("resources") or {}
-    asked = (resources.get("requests") or {}).get("memory") or memory.get("guest")
-    asked = asked or (resources.get("limits") or {}).get("memory") or 0
-    guest = int(parse(asked))
-    overhead = OVERHEAD_FIXED + OVERHEAD_PER_CPU * vcpus(vmi) + guest // OVERHEAD_SHARE
-    if (domain.get("devices") or {}).get("autoattachGraphicsDevice") is not False:
-        overhead += OVERHEAD_VIDEO
-    return overhead + (0 if memory.get("hugepages") else guest)

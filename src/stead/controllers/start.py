@@ -31,6 +31,7 @@ from stead.controllers.instance import Instances
 from stead.controllers.machine import Machines
 from stead.controllers.namespaces import Namespaces
 from stead.controllers.profiles import Profiles
+from stead.controllers.quota import QuotaCounts
 from stead.controllers.runner import Controller, World, run_controller
 from stead.controllers.volumes import Volumes
 from stead.kinds.register import ALL, EVENT, LEASE
@@ -79,6 +80,7 @@ def all_controllers(world: World, options: ControllerOptions) -> list[Controller
         Classes(world).controller(),
         *Profiles(world, upload_url=options.upload_url, upload_ca=options.upload_ca).controllers(),
         Namespaces(world, (*kinds, EVENT), options.root_ca).controller(),
+        QuotaCounts(world).controller(),
         Hosts(world, grace_seconds=options.node_grace_seconds).controller(),
     ]
     if options.hooks is not None:

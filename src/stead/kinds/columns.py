@@ -129,6 +129,11 @@ BUILTIN_COLUMNS: dict[tuple[str, str], tuple[Column, ...]] = {
     ("", "Secret"): _columns("Type", "Data", "Age"),
     ("", "ConfigMap"): _columns("Data", "Age"),
     ("", "ServiceAccount"): _columns("Age"),
+    ("", "ResourceQuota"): _columns("Request", "Limit", "Age"),
+    ("", "LimitRange"): _columns("Created At", types=_DATED),
+    ("scheduling.k8s.io", "PriorityClass"): _columns(
+        "Value", "Global-Default", "Age", "PreemptionPolicy", types={"Value": "integer", "Global-Default": "boolean"}
+    ),
     ("", "Node"): _columns(
         "Status",
         "Roles",
@@ -374,11 +379,31 @@ def _event(obj: Object, now: datetime.datetime) -> list[Any]:
     ]
 
 
+def _quota(obj: Object, now: datetime.datetime) -> list[Any]:
+    hard, used = ((obj.get("status") or {}).get(part) or {} for part in ("hard", "used"))
+    shown = {name: f"{name}: {used.get(name, '0')}/{hard[name]}" for name in sorted(hard)}
+    limits = ", ".join(text for name, text in shown.items() if name.startswith("limits."))
+    return [
+        _name(obj),
+        ", ".join(t for n, t in shown.items() if not n.startswith("limits.")),
+        limits,
+        _age(obj, now),
+    ]
+
+
+def _priority_class(obj: Object, now: datetime.datetime) -> list[Any]:
+    default, policy = bool(obj.get("globalDefault")), obj.get("preemptionPolicy") or "PreemptLowerPriority"
+    return [_name(obj), obj.get("value", 0), default, _age(obj, now), policy]
+
+
 _COMPUTED: dict[tuple[str, str], Cells] = {
     ("", "Namespace"): _namespace,
     ("", "Secret"): _secret,
     ("", "ConfigMap"): _config_map,
     ("", "ServiceAccount"): _name_and_age,
+    ("", "ResourceQuota"): _quota,
+    ("", "LimitRange"): _name_and_creation,
+    ("scheduling.k8s.io", "PriorityClass"): _priority_class,
     ("", "Node"): _node,
     ("", "PersistentVolumeClaim"): _claim,
     ("", "PersistentVolume"): _volume,

@@ -18,6 +18,7 @@ from stead.kinds import (
     kubevirt,
     machine,
     network,
+    policy,
     preference,
     rbac,
     reviews,
@@ -271,6 +272,19 @@ EVENT = _builtin(
     ),
 )
 SERVICE_ACCOUNT = _builtin("", "ServiceAccount", "serviceaccounts", core.ServiceAccount, short_names=("sa",))
+RESOURCE_QUOTA = _builtin(
+    "", "ResourceQuota", "resourcequotas", policy.ResourceQuota, short_names=("quota",), status_subresource=True
+)
+LIMIT_RANGE = _builtin("", "LimitRange", "limitranges", policy.LimitRange, short_names=("limits",))
+PRIORITY_CLASS = _builtin(
+    "scheduling.k8s.io",
+    "PriorityClass",
+    "priorityclasses",
+    policy.PriorityClass,
+    namespaced=False,
+    short_names=("pc",),
+    has_generation=True,
+)
 _RBAC_GROUP = "rbac.authorization.k8s.io"
 ROLE = _builtin(_RBAC_GROUP, "Role", "roles", rbac.Role)
 CLUSTER_ROLE = _builtin(_RBAC_GROUP, "ClusterRole", "clusterroles", rbac.ClusterRole, namespaced=False)
@@ -389,6 +403,9 @@ ALL: tuple[Resource, ...] = (
     EVENT,
     EVENTS_EVENT,
     SERVICE_ACCOUNT,
+    RESOURCE_QUOTA,
+    LIMIT_RANGE,
+    PRIORITY_CLASS,
     ROLE,
     CLUSTER_ROLE,
     ROLE_BINDING,

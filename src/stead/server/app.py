@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from stead.kinds import register
+from stead.kinds.old_manifests import newer_version
 from stead.kube import encoding, meta
 from stead.kube.errors import ApiError
 from stead.server import mutation, scale, streaming
@@ -601,6 +602,10 @@ def _unknown(catalogue: Catalogue, request: Request) -> Answer:
     """
     if (request.group, request.plural, request.verb) == ("", "pods", "list"):
         raise ApiError("Forbidden", "pods is forbidden: Stead runs machines, not pods", {"kind": "pods"})
+    newer = newer_version(request.group, request.version)
+    if newer is not None and catalogue.find(request.group, newer, request.plural) is not None:
+        text = f"{request.group}/{request.version} is not served any more: use {request.group}/{newer}"
+        raise ApiError("NotFound", f"the server could not find the requested resource: {text} (see stead convert)", {})
     builtin = any(s.resource.builtin and s.resource.group == request.group for s in catalogue.all)
     if builtin:
         raise _no_resource()

@@ -17,7 +17,7 @@ from stead.kinds import register
 from stead.kinds.resource import Resource
 from stead.kube import meta, quantity
 from stead.kube.errors import ApiError, cause
-from stead.server import definition_rules
+from stead.server import definition_rules, policy_rules
 
 Object = dict[str, Any]
 Causes = list[dict[str, str]]
@@ -34,7 +34,9 @@ _KEY_TEXT = (
 CREATED_BY_PUT = frozenset({"Lease", "Event", "Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"})
 VERSION_REQUIRED = frozenset({"Lease"})
 #: kinds whose DELETE answers with the object that went, not a Status
-DELETE_RETURNS_OBJECT = frozenset({"ServiceAccount", "PersistentVolumeClaim", "StorageClass", "PersistentVolume"})
+DELETE_RETURNS_OBJECT = frozenset(
+    {"ServiceAccount", "PersistentVolumeClaim", "StorageClass", "PersistentVolume", "ResourceQuota"}
+)
 
 #: fields of built-in kinds that Go leaves out when they are empty
 _OMIT_EMPTY: dict[str, tuple[str, ...]] = {
@@ -171,6 +173,9 @@ _DEFAULTS: dict[str, Callable[[Object, Object | None], Object]] = {
     "Role": _role_defaults,
     "ClusterRole": _role_defaults,
     "Event": _event_defaults,
+    "ResourceQuota": policy_rules.quota_defaults,
+    "LimitRange": policy_rules.range_defaults,
+    "PriorityClass": policy_rules.class_defaults,
 }
 
 
@@ -394,4 +399,7 @@ _CHECKS: dict[str, Callable[[Object, Object | None], Causes]] = {
     "Role": _role_causes,
     "ClusterRole": _role_causes,
     "ControllerRevision": _revision_causes,
+    "ResourceQuota": policy_rules.quota_causes,
+    "LimitRange": policy_rules.range_causes,
+    "PriorityClass": policy_rules.class_causes,
 }

@@ -14,6 +14,7 @@ from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
 from stead.kube.schema import schema_from_struct
 from stead.server.local import LocalVerbs
+from stead.server.policy_rules import system_classes
 
 Object = dict[str, Any]
 Rule = dict[str, Any]
@@ -135,6 +136,7 @@ def default_roles() -> list[Object]:
     ]
     core_view = [
         _rule([""], [*_CORE, "namespaces", "persistentvolumeclaims/status"], _READ),
+        _rule([""], ["limitranges", "resourcequotas", "resourcequotas/status"], _READ),
         _rule(["events.k8s.io"], ["events"], _READ),
         _rule(["apps"], ["controllerrevisions"], _READ),
         _rule(["k8s.cni.cncf.io"], ["network-attachment-definitions"], _READ),
@@ -214,6 +216,8 @@ async def ensure_defaults(verbs: LocalVerbs) -> None:
         await _ensure(verbs, register.CLUSTER_ROLE, role, ("rules", "aggregationRule"))
     for binding in default_bindings():
         await _ensure(verbs, register.CLUSTER_ROLE_BINDING, binding, ("subjects",))
+    for priority in system_classes():
+        await _ensure(verbs, register.PRIORITY_CLASS, priority)
     for definition in custom_resource_definitions(schema_from_struct):
         await _ensure(verbs, register.CUSTOM_RESOURCE_DEFINITION, definition, ("spec",))
         await _ensure(verbs, register.CUSTOM_RESOURCE_DEFINITION, definition, ("status",), "status")

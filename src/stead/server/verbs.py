@@ -24,7 +24,9 @@ from stead.server.authn import User
 from stead.server.authz import RBAC_GROUP, Attributes, Authorizer
 from stead.server.calls import Call, DeleteOptions, Outcome
 from stead.server.catalogue import Catalogue, Served
+from stead.server.limit_ranges import Ranges
 from stead.server.lookup import MemoryLookup
+from stead.server.quota import Quotas
 from stead.server.reading import ListOptions, Page, Reader
 from stead.server.references import ReferenceGuard
 from stead.server.registry import Object, Record, Registry, stored_bytes
@@ -81,6 +83,7 @@ class Verbs:
         self._lookup = MemoryLookup(registry)
         self._guard = guard
         self._references = ReferenceGuard(authorizer)
+        self._ranges, self._quotas = Ranges(registry), Quotas(registry)
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -539,6 +542,7 @@ class Verbs:
         causes += core_rules.check(resource, obj, old)
         if causes:
             raise invalid(resource.kind, resource.group, obj["metadata"].get("name", ""), causes)
+        obj = self._ranges.admit(resource, obj, old)
         if old is not None:
             self._check_finalizers(resource, old, obj)
             if not resource.builtin:
@@ -676,9 +680,10 @@ class Verbs:
     async def _put(self, call: Call, key: str, obj: Object, expected: int) -> Record:
         """Write and return the new state; a dry run returns it with the old revision (0: none)."""
         value = stored_bytes(obj)
-        if call.options.dry_run:
-            return Record(key, expected, value)
-        revision = await self.registry.commit([stores.Put(key, value, expected)])
+        with self._quotas.place(call.resource, call.namespace, obj):
+            if call.options.dry_run:
+                return Record(key, expected, value)
+            revision = await self.registry.commit([stores.Put(key, value, expected)])
         return self.registry.record(key, revision, value)
 
 
