@@ -1,8 +1,7 @@
 """The real kubectl against the server: a day's commands, with every version that is at hand.
 
-`KUBECTL` names programs (separated by `:`); else `kubectl` on PATH and its siblings `kubectl.1.NN`, of which the oldest
-and the newest run. Recorded command lines of kubectl 1.32 against a real API server are replayed where `STEAD_ORACLE`
-names them.
+`tests/client_programs.py` says which programs: the oldest and the newest. Recorded
+command lines of kubectl 1.32 against a real API server are replayed where `STEAD_ORACLE` names them.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import pytest
 import pytest_asyncio
 from tests import api_oracle
 from tests.api_server import RunningServer, running_server
+from tests.client_programs import fetched, kubectls
 
 from stead.kinds import register
 
@@ -44,17 +44,6 @@ kind: ConfigMap
 metadata: {name: settings, labels: {app: shop}}
 data: {colour: red}
 """
-
-
-def programs() -> list[str]:
-    """kubectl binaries to run."""
-    if os.environ.get("KUBECTL"):
-        return os.environ["KUBECTL"].split(":")
-    found = shutil.which("kubectl")
-    if found is None:
-        return []
-    siblings = sorted(Path(found).resolve().parent.glob("kubectl.1.*"))
-    return [str(siblings[0]), str(siblings[-1])] if len(siblings) > 1 else [found]
 
 
 class Kubectl:
@@ -90,7 +79,7 @@ async def server() -> AsyncIterator[RunningServer]:
         yield running
 
 
-@pytest.fixture(params=programs(), ids=lambda program: Path(program).name)
+@pytest.fixture(params=kubectls(), ids=lambda program: Path(program).name)
 def kubectl(request: pytest.FixtureRequest, server: RunningServer, tmp_path: Path) -> Kubectl:
     (tmp_path / "shop.yaml").write_text(MACHINE)
     return Kubectl(request.param, server, tmp_path)
@@ -179,7 +168,7 @@ async def test_unknown_fields_and_bad_values_are_told(kubectl: Kubectl) -> None:
 async def test_recorded_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = os.environ.get("STEAD_ORACLE")
     folder = Path(root) / "api" if root else None
-    if folder is None or not folder.is_dir() or not programs():
+    if folder is None or not folder.is_dir() or not kubectls():
         with capsys.disabled():
             print("\nrecorded kubectl command lines: not replayed")
         return
@@ -189,7 +178,7 @@ async def test_recorded_command_lines(tmp_path: Path, capsys: pytest.CaptureFixt
     misses = []
     async with running_server() as server:
         await api_oracle.define(server.client, api_oracle.definitions(folder))
-        program = Kubectl(programs()[-1], server, tmp_path)
+        program = Kubectl(recorded_by(), server, tmp_path)
         kept = [case for case in recorded["commands"] if not LEFT_OUT.search(" ".join(case["args"]))]
         for case in kept:
             editor = f"sh ./{case['editor']}" if case.get("editor") else ""
@@ -203,6 +192,11 @@ async def test_recorded_command_lines(tmp_path: Path, capsys: pytest.CaptureFixt
         if os.environ.get("STEAD_ORACLE_SHOW"):
             print("\n".join(misses))
     assert 1 - len(misses) / total >= FLOOR
+
+
+def recorded_by() -> str:
+    """The kubectl nearest to the one that was recorded, 1.32: texts changed later."""
+    return next((path for path in fetched("kubectl")), kubectls()[-1])
 
 
 def comparable(value: object) -> object:
