@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from stead.kube.cel import RuleError, Unsupported, compile_rule, is_transition
+from stead.kube.cel import Unsupported, compile_rule, is_transition
+from stead.kube.cel_functions import RuleError
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,14 @@ from stead.kube.cel import RuleError, Unsupported, compile_rule, is_transition
         ("self.x == 1 || true", {}, True),
         ("self == null", None, True),
         (r"self == 'it\'s'", "it's", True),
+        ("duration(self) > duration('59m') && duration('1h30m') == duration('90m')", "1h", True),
+        ("timestamp(self) < timestamp('2026-01-02T00:00:00Z')", "2026-01-01T00:00:00Z", True),
+        ("{'a': 1} == self", {"a": 1}, True),
+        ("self.split('.')[1].upperAscii() == 'B' && self.replace('.', '-').substring(1) == '-b'", "a.b", True),
+        ("self.map(x, x > 1, x * 2) == [4] && self.isSorted() && self.sum() == 3 && self.max() == 2", [1, 2], True),
+        ("quantity(self).isGreaterThan(quantity('1Gi')) && isQuantity('2') && !isQuantity('x')", "2Gi", True),
+        ("isIP(self) && !isCIDR(self) && isCIDR('10.0.0.0/8')", "10.0.0.1", True),
+        ("self.find('[0-9]+') == '12' && self.indexOf('1') == 1 && self.trim().charAt(0) == 'a'", "a12", True),
     ],
 )
 def test_rules(rule: str, value: Any, expected: bool) -> None:
@@ -55,8 +64,9 @@ def test_what_cannot_be_evaluated_is_an_error(rule: str, value: Any) -> None:
         "self >",
         "",
         "self.foo(",
-        "duration('1h') > self",
-        "{'a': 1} == self",
+        "self.isURL()",
+        "other == self",
+        "self.all(x, y > 1)",
         "self ~ 1",
         "has(self)",
         "(" * 99,

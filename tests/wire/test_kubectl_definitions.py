@@ -35,7 +35,7 @@ spec:
             type: object
             required: [machine]
             x-kubernetes-validations:
-            - {rule: "self.copies <= 5 || self.machine.startsWith('big-')", message: small ones get 5 at most}
+            - {rule: "self.copies <= 5 || self.machine.startsWith('big-')", message: small ones get 5 copies}
             properties:
               machine: {type: string, description: Which machine.}
               target: {type: string}
@@ -71,7 +71,7 @@ async def test_a_kind_of_ones_own(program: str, tmp_path: Path) -> None:
         assert (await kubectl("get bk")).split()[:4] == ["NAME", "COPIES", "nightly", "1"]
         assert "far" in await kubectl("get shop -o wide")
         code, _, refused = await kubectl.run("apply", "-f", "many.yaml")
-        assert (code, "spec: Invalid value: small ones get 5 at most" in refused) == (1, True), refused
+        assert (code, "spec: Invalid value: small ones get 5 copies" in refused) == (1, True), refused
         code, _, refused = await kubectl.run("apply", "-f", "odd.yaml")
         assert (code, 'unknown field "spec.coppies"' in refused) == (1, True), refused
 

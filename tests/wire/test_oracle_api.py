@@ -19,6 +19,8 @@ from api_server import running_server
 #: share of replayed answers that must be exact, and that must have at least the right status
 FLOOR_EXACT = 0.785
 FLOOR_STATUS = 0.92
+#: share that must be exact in areas that are done
+FLOORS = {"crd": 0.99}
 #: servers that replay at the same time
 SERVERS = 6
 
@@ -41,6 +43,9 @@ async def test_recorded_answers() -> None:
         counts = Counter(grade.grade for grade in grades)
         assert counts["exact"] / total >= FLOOR_EXACT
         assert 1 - counts["different"] / total >= FLOOR_STATUS
+    for area, floor in FLOORS.items():
+        of_area = [grade.grade for grade in grades if grade.scenario.startswith(f"{area}/")]
+        assert of_area.count("exact") >= floor * len(of_area)
 
 
 async def replay_share(share: list[dict[str, Any]], fixtures: list[dict[str, Any]]) -> list[api_oracle.Grade]:

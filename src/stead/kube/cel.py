@@ -1,9 +1,9 @@
 """The part of CEL that validation rules in schemas use, compiled to closures.
 
 Called by `validation` for `x-kubernetes-validations`. Covers `self`, `oldSelf`, fields, indexes, literals, lists,
-arithmetic, comparison, `in`, `&& || ! ?:`, `has`, the macros all, exists, exists_one, filter and map, and the functions
-size, startsWith, endsWith, contains, matches, int, string and double. Anything else raises `Unsupported` when a rule is
-compiled, so that it is refused rather than skipped. No loops but over given lists, and expressions are short:
+maps, arithmetic, comparison, `in`, `&& || ! ?:`, `has`, the macros all, exists, exists_one, filter and map, and the
+functions of `cel_functions`. Anything else raises `Unsupported` when a rule is compiled, so that it is refused rather
+than skipped. No loops but over given lists, and expressions are short:
 evaluation is bounded. Compiled rules are cached; safe from any thread. Source: the CEL language definition.
 """
 
@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
+
+from stead.kube.cel_functions import FUNCTIONS, RuleError
 
 #: longest rule that we compile, and its deepest nesting
 MAX_RULE_LENGTH = 4096
@@ -26,10 +28,6 @@ class Unsupported(ValueError):
     """The rule is no CEL, or uses more of it than this module knows."""
 
 
-class RuleError(ValueError):
-    """The rule cannot be evaluated on this value (a field is absent, types do not fit)."""
-
-
 _TOKEN_RE = re.compile(
     r"""\s*(?:
         (?P<number>\d+\.\d+(?:[eE][-+]?\d+)?|0x[0-9a-fA-F]+|\d+)u?
@@ -40,7 +38,7 @@ _TOKEN_RE = re.compile(
     re.VERBOSE,
 )
 _LITERALS: dict[str, Any] = {"true": True, "false": False, "null": None}
-_MACROS = frozenset({"all", "exists", "exists_one", "filter", "map"})
+_MACROS = frozenset({"all", "exists", "exists_one", "existsOne", "filter", "map"})
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
@@ -84,6 +82,7 @@ class _Parser:
         self._tokens = tokens
         self._position = 0
         self._depth = 0
+        self._scope = ["self", "oldSelf"]
 
     def parse(self) -> Node:
         """The whole expression."""
@@ -169,12 +168,19 @@ class _Parser:
 
     def _call(self, target: Node, name: str) -> Node:
         if name in _MACROS:
-            variable = self._name()
-            self._expect(",")
-            body = self._ternary()
-            self._expect(")")
-            return _macro(name, target, variable, body)
+            return self._macro_call(target, name)
         return _function(name, [target, *self._arguments()])
+
+    def _macro_call(self, target: Node, name: str) -> Node:
+        variable = self._name()
+        self._expect(",")
+        self._scope.append(variable)
+        body = self._ternary()
+        if name == "map" and self._at(","):
+            target, body = _macro("filter", target, variable, body), self._ternary()
+        self._scope.pop()
+        self._expect(")")
+        return _macro(name, target, variable, body)
 
     def _arguments(self) -> list[Node]:
         arguments: list[Node] = []
@@ -193,6 +199,8 @@ class _Parser:
             return node
         if self._at("["):
             return self._list()
+        if self._at("{"):
+            return self._map()
         if self._position >= len(self._tokens):
             raise Unsupported("unexpected end of the rule")
         kind, text = self._tokens[self._position]
@@ -204,6 +212,8 @@ class _Parser:
             return lambda env: value
         if self._at("("):
             return self._has() if text == "has" else _function(text, self._arguments())
+        if text not in self._scope:
+            raise Unsupported(f"undeclared reference to '{text}' (in container '')")
         return lambda env: _variable(env, text)
 
     def _has(self) -> Node:
@@ -222,6 +232,17 @@ class _Parser:
                 self._expect("]")
                 break
         return lambda env: [item(env) for item in items]
+
+    def _map(self) -> Node:
+        pairs: list[tuple[Node, Node]] = []
+        while not self._at("}"):
+            key = self._ternary()
+            self._expect(":")
+            pairs.append((key, self._ternary()))
+            if not self._at(","):
+                self._expect("}")
+                break
+        return lambda env: {key(env): value(env) for key, value in pairs}
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------
@@ -353,39 +374,18 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise RuleError("no such overload")
-    return value
-
-
-def _size(value: Any) -> int:
-    if not isinstance(value, str | list | dict):
-        raise RuleError("no such overload")
-    return len(value)
-
-
-def _string(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-_FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
-    "size": (1, _size),
-    "startsWith": (2, lambda a, b: _text(a).startswith(_text(b))),
-    "endsWith": (2, lambda a, b: _text(a).endswith(_text(b))),
-    "contains": (2, lambda a, b: _text(b) in _text(a)),
-    "matches": (2, lambda a, b: re.search(_text(b), _text(a)) is not None),
-    "int": (1, lambda a: int(a)),
-    "double": (1, lambda a: float(a)),
-    "string": (1, _string),
-}
-
-
 def _function(name: str, arguments: list[Node]) -> Node:
-    arity, function = _FUNCTIONS.get(name, (-1, _string))
-    if arity != len(arguments):
-        raise Unsupported(f"unsupported function {name}/{len(arguments)}")
-    return lambda env: function(*(argument(env) for argument in arguments))
+    function = FUNCTIONS.get((name, len(arguments)))
+    if function is None:
+        raise Unsupported(f"undeclared reference to '{name}' (in container '')")
+
+    def call(env: Env) -> Any:
+        try:
+            return function(*(argument(env) for argument in arguments))
+        except (TypeError, AttributeError) as error:
+            raise RuleError("no such overload") from error
+
+    return call
 
 
 def _macro(name: str, target: Node, variable: str, body: Node) -> Node:
@@ -403,7 +403,7 @@ def _macro(name: str, target: Node, variable: str, body: Node) -> Node:
             return lambda env: all(map(_truth, results(env)))
         case "exists":
             return lambda env: any(map(_truth, results(env)))
-        case "exists_one":
+        case "exists_one" | "existsOne":
             return lambda env: sum(map(_truth, results(env))) == 1
         case "filter":
             return lambda env: [i for i, keep in zip(items(env), results(env), strict=True) if _truth(keep)]

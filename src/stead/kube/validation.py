@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from stead.kube.cel import RuleError, Unsupported, compile_rule, is_transition
+from stead.kube.cel import Unsupported, compile_rule, is_transition
+from stead.kube.cel_functions import RuleError
 from stead.kube.errors import cause
 from stead.kube.meta import parse_time
 from stead.kube.structural import INT_OR_STRING, LIST_KEYS, LIST_TYPE, OBJECT_META, RULES, Schema, child, join, type_of
@@ -265,9 +266,17 @@ def _broken_rules(schema: Schema, value: Any, old: Any, path: str) -> Iterator[d
             if inner is not None and inner is not OBJECT_META:
                 yield from _broken_rules(inner, item, olds.get(key, ABSENT), join(path, key))
     elif isinstance(value, list) and isinstance(items := schema.get("items"), dict):
-        # Items of a list have no old value of their own unless a key tells them apart; those rules are rare.
+        olds = {_map_key(schema, item): item for item in old} if isinstance(old, list) else {}
+        olds.pop("", None)
         for index, item in enumerate(value):
-            yield from _broken_rules(items, item, ABSENT, f"{path}[{index}]")
+            yield from _broken_rules(items, item, olds.get(_map_key(schema, item), ABSENT), f"{path}[{index}]")
+
+
+def _map_key(schema: Schema, item: Any) -> str:
+    """What tells an item of a map list apart in old and new; "" in other lists, whose items have no past."""
+    if schema.get(LIST_TYPE) != "map" or not isinstance(item, dict):
+        return ""
+    return _shown([item.get(key) for key in schema.get(LIST_KEYS, [])])
 
 
 def _broken_rule(rule: dict[str, Any], value: Any, old: Any, path: str) -> dict[str, str] | None:
