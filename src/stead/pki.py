@@ -148,6 +148,12 @@ def next_key(authority: Pair) -> Path:
     return authority.key.with_name("ca-next.key")
 
 
+def for_users(authority: Pair) -> Pair:
+    """The CA that outlives the others: users get certificates of a coming one as soon as it is trusted."""
+    waiting = next_key(authority)
+    return Pair(authority.certificate, waiting) if waiting.exists() else authority
+
+
 def introduce(authority: Pair, name: str, life: datetime.timedelta = CA_LIFE) -> None:
     """Trust a coming CA beside the present one. Done again after a crash it finishes what was begun."""
     ensure_key(next_key(authority))

@@ -195,6 +195,11 @@ async def test_two_authorities_are_trusted_together_then_the_new_one_alone(
         old = tmp_path / "old.kubeconfig"
         old.write_text(plane.files.admin_kubeconfig.read_text())
         await plane.restarted(plane.stead("rotate", "ca"))
+        given = tmp_path / "alice.kubeconfig"
+        await plane.stead("user", "add", "alice", "--group", "system:masters", "-o", str(given))
+        alice = plane.client(given)
+        await create(alice, "by-alice")
+        await alice.close()
         client, after = plane.client(old), plane.client()
         await create(client, "by-the-old")
         await create(after, "by-both")
@@ -205,6 +210,9 @@ async def test_two_authorities_are_trusted_together_then_the_new_one_alone(
         assert pki.issuing(plane.files.authority).serial_number != first
         assert len(pki.trusted(plane.files.authority)) == 1
         await asyncio.to_thread(plane.serial)
+        alice = plane.client(given)
+        await create(alice, "by-alice-again")
+        await alice.close()
         new, late = plane.client(), plane.client(old)
         kept = (await new.list(register.CONFIG_MAP, Selection(namespace="default"))).items
         assert {"by-the-old", "by-both"} <= {item["metadata"]["name"] for item in kept}

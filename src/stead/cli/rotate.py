@@ -27,7 +27,7 @@ def rotate() -> None:
 def ca(finish: bool) -> None:
     """Trust a new authority beside the old one; with --finish, the new one alone.
 
-    Between the two, give users kubeconfigs that know both (`stead user kubeconfig`, `stead kubeconfig`): those of
+    Between the two, give users new kubeconfigs (`stead user kubeconfig`), which are good before and after; those of
     before are of no use after --finish. Stead does all this by itself in the last third of an authority's ten years.
     """
     settings = _settings()
@@ -36,6 +36,8 @@ def ca(finish: bool) -> None:
     if not finish:
         pki.introduce(files.authority, "stead")
         installation.prepare(settings)
+        if not waiting:
+            _start_anew(settings, "plane", "agent")
         again = "A new authority was introduced already" if waiting else "A new authority is trusted beside the old one"
         click.echo(f"{again}; `stead rotate ca --finish` lets go of the old one.")
         return
