@@ -88,6 +88,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     secrets_key_file: str = ""
     #: program with arguments that prints those keys instead (a vault's client, `systemd-creds decrypt`); [] = the file
     secrets_key_command: tuple[str, ...] = ()
+    #: life of the certificates that Stead renews by itself (API, plane, agent, administrator), seconds
+    certificate_seconds: int = 7776000
     #: OpenID Connect issuer whose ID tokens the API accepts, an https URL; "" = none, and nothing is ever fetched
     oidc_issuer_url: str = ""
     #: and the audience that its tokens must name
@@ -208,6 +210,8 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"pod_cidr {settings.pod_cidr}: an IPv4 network of /28 or larger")
     if len(settings.pod_bridge) > 15:
         raise ConfigError(f"pod_bridge {settings.pod_bridge!r}: Linux allows 15 characters")
+    if settings.certificate_seconds < 10:
+        raise ConfigError(f"certificate_seconds {settings.certificate_seconds}: 10 at least")
     if settings.oidc_issuer_url and not settings.oidc_issuer_url.startswith("https://"):
         raise ConfigError(f"oidc_issuer_url {settings.oidc_issuer_url}: an https URL")
     if bool(settings.oidc_issuer_url) != bool(settings.oidc_client_id):

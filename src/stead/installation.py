@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import datetime
 import fcntl
 import functools
 import hashlib
@@ -132,14 +133,16 @@ def prepare(settings: Settings) -> Files:
     for what in ("up", "plane", "agent"):
         _pid_file(settings.run_dir / f"{what}.pid", owner if what == "plane" else None)
     authority = pki.ensure_authority(settings.plane_dir / "pki", "stead")
+    pki.tend_authority(authority, "stead")
+    life = datetime.timedelta(seconds=settings.certificate_seconds)
     pki.ensure_key(files.token_key)
     if not settings.secrets_key_file and not settings.secrets_key_command:
         pki.ensure_secret(settings.secrets_key)
-    pki.ensure_certificate(authority, files.api, pki.Identity("stead-api", names=_api_names(settings)))
-    pki.ensure_certificate(authority, files.plane, pki.Identity(PLANE_USER))
+    pki.ensure_certificate(authority, files.api, pki.Identity("stead-api", names=_api_names(settings)), life)
+    pki.ensure_certificate(authority, files.plane, pki.Identity(PLANE_USER), life)
     agent_names = (settings.host, settings.agent_address)
     pki.ensure_certificate(
-        authority, files.agent, pki.Identity(f"system:node:{settings.host}", ("system:nodes",), agent_names)
+        authority, files.agent, pki.Identity(f"system:node:{settings.host}", ("system:nodes",), agent_names), life
     )
     if owner is not None:
         for path in (settings.plane_dir / "pki").iterdir():
@@ -152,16 +155,20 @@ def prepare(settings: Settings) -> Files:
 
 
 def _ensure_admin(settings: Settings, files: Files, authority: pki.Pair) -> None:
-    """The administrator's kubeconfig: certificate and key inside, written anew when due or when the URL changed."""
+    """The administrator's kubeconfig: certificate and key inside, written anew when due or when URL or CA changed."""
     from stead import pki
 
     identity = pki.Identity("stead-admin", ("system:masters",))
     kept = files.admin_kubeconfig
     copy = kept.with_name("admin.crt")
-    if kept.exists() and not pki.is_due(copy, identity) and settings.url in kept.read_text(encoding="utf-8"):
-        return
-    certificate, key = pki.issue_pair(authority, identity)
-    pki.write_private(kept, kubeconfig(settings, files.ca.read_bytes(), certificate, key).encode())
+    ca = files.ca.read_bytes()
+    if kept.exists() and not pki.is_due(copy, identity, authority):
+        text = kept.read_text(encoding="utf-8")
+        if settings.url in text and base64.b64encode(ca).decode() in text:
+            return
+    life = datetime.timedelta(seconds=settings.certificate_seconds)
+    certificate, key = pki.issue_pair(authority, identity, life)
+    pki.write_private(kept, kubeconfig(settings, ca, certificate, key).encode())
     pki.write_private(copy, certificate, 0o644)
 
 

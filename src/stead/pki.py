@@ -1,9 +1,13 @@
 """Certificates and keys of an installation: our own CA, what it issues, and the key that signs ServiceAccount tokens.
 
 Files are written whole by rename, keys with mode 0600. A certificate is renewed when a third of its life is left, so
-that no listener ever serves an expired one; the CA's file may hold several certificates, so that an old and a new CA
-are trusted together during a rotation. Called by `run` and the command line; everything is synchronous and quick.
+that no listener ever serves an expired one. Called by `run` and the command line; everything is synchronous and quick.
 Identity follows Kubernetes: common name = user, organisation = group.
+
+A CA changes in three steps, each whole at every moment. `ca.crt` is what is trusted; the certificate in it that belongs
+to `ca.key` issues. *Introduce*: a coming CA is trusted too, its key waits in `ca-next.key`. *Switch*: that key becomes
+`ca.key` by one rename; what the old CA issued stays good and is issued anew at leisure. *Drop*: the old one is trusted
+no more. `tend_authority` does all by itself in the last third of a CA's life: clients have years to learn the new one.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -47,13 +52,15 @@ class Identity(msgspec.Struct, frozen=True):
     uri: str = ""
 
 
-def write_private(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace a file whole, never readable by others on the way."""
+def write_private(path: Path, data: bytes, mode: int = 0o600, owner: tuple[int, int] | None = None) -> None:
+    """Replace a file whole, never readable by others on the way; `owner` (uid, gid) is for root."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            if owner is not None:
+                os.fchown(file.fileno(), *owner)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -81,30 +88,108 @@ def ensure_secret(path: Path) -> None:
         write_private(path, base64.b64encode(os.urandom(32)) + b"\n")
 
 
-def ensure_authority(directory: Path, name: str) -> Pair:
+def ensure_authority(directory: Path, name: str, life: datetime.timedelta = CA_LIFE) -> Pair:
     """The CA in `directory` (ca.crt, ca.key), made when absent."""
     pair = Pair(directory / "ca.crt", directory / "ca.key")
     if pair.certificate.exists() and pair.key.exists():
         return pair
     key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _authority_certificate(key, name, life)
+    write_private(pair.key, _pem_key(key))
+    write_private(pair.certificate, _pem(certificate), 0o644)
+    return pair
+
+
+def _pem(*certificates: x509.Certificate) -> bytes:
+    return b"".join(certificate.public_bytes(serialization.Encoding.PEM) for certificate in certificates)
+
+
+def _authority_certificate(key: ec.EllipticCurvePrivateKey, name: str, life: datetime.timedelta) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
-    certificate = (
+    return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - SKEW)
-        .not_valid_after(now + CA_LIFE)
+        .not_valid_after(now + life)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(_key_usage(authority=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    write_private(pair.key, _pem_key(key))
-    write_private(pair.certificate, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-    return pair
+
+
+def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError(f"{path} is not an elliptic curve key")
+    return key
+
+
+def trusted(authority: Pair) -> list[x509.Certificate]:
+    """All CAs that are trusted."""
+    return x509.load_pem_x509_certificates(authority.certificate.read_bytes())
+
+
+def issuing(authority: Pair) -> x509.Certificate:
+    """The CA that issues: the one of `ca.key`. Raises ValueError when it is not there."""
+    public = _load_key(authority.key).public_key()
+    for certificate in trusted(authority):
+        if certificate.public_key() == public:
+            return certificate
+    raise ValueError(f"{authority.certificate} holds no certificate of {authority.key}")
+
+
+def next_key(authority: Pair) -> Path:
+    """Where the key of a CA waits that is introduced and does not issue yet."""
+    return authority.key.with_name("ca-next.key")
+
+
+def for_users(authority: Pair) -> Pair:
+    """The CA that outlives the others: users get certificates of a coming one as soon as it is trusted."""
+    waiting = next_key(authority)
+    return Pair(authority.certificate, waiting) if waiting.exists() else authority
+
+
+def introduce(authority: Pair, name: str, life: datetime.timedelta = CA_LIFE) -> None:
+    """Trust a coming CA beside the present one. Done again after a crash it finishes what was begun."""
+    ensure_key(next_key(authority))
+    key = _load_key(next_key(authority))
+    known = trusted(authority)
+    if any(certificate.public_key() == key.public_key() for certificate in known):
+        return
+    write_private(authority.certificate, _pem(*known, _authority_certificate(key, name, life)), 0o644)
+
+
+def switch(authority: Pair) -> None:
+    """Issue by the introduced CA from now on. Raises FileNotFoundError when there is none."""
+    os.replace(next_key(authority), authority.key)
+
+
+def drop(authority: Pair, *, expired_only: bool = False, now: datetime.datetime | None = None) -> bool:
+    """Trust no CA any more but the one that issues (or no expired one, and never a coming one); True when one went."""
+    known, current = trusted(authority), issuing(authority)
+    moment = now or datetime.datetime.now(datetime.UTC)
+    kept = [ca for ca in known if ca == current or (expired_only and ca.not_valid_after_utc > moment)]
+    if len(kept) == len(known):
+        return False
+    write_private(authority.certificate, _pem(*kept), 0o644)
+    return True
+
+
+def tend_authority(authority: Pair, name: str, now: datetime.datetime | None = None) -> None:
+    """The step that a CA's age asks for: introduce with a third of its life left, switch with a sixth, then drop."""
+    moment = now or datetime.datetime.now(datetime.UTC)
+    current = issuing(authority)
+    life, left = current.not_valid_after_utc - current.not_valid_before_utc, current.not_valid_after_utc - moment
+    if left < life / 3:
+        introduce(authority, name)
+    if left < life / 6 and next_key(authority).exists():
+        switch(authority)
+    drop(authority, expired_only=True, now=moment)
 
 
 def _key_usage(*, authority: bool) -> x509.KeyUsage:
@@ -135,10 +220,7 @@ def issue(
     authority: Pair, identity: Identity, public_key: ec.EllipticCurvePublicKey, life: datetime.timedelta = LEAF_LIFE
 ) -> bytes:
     """A certificate (PEM) for `public_key`, signed by the CA: client usage, and server usage when it has names."""
-    ca = x509.load_pem_x509_certificates(authority.certificate.read_bytes())[0]
-    ca_key = serialization.load_pem_private_key(authority.key.read_bytes(), None)
-    if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{authority.key} is not an elliptic curve key")
+    ca, ca_key = issuing(authority), _load_key(authority.key)
     attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in identity.groups]
     attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, identity.user))
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -152,7 +234,7 @@ def issue(
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - SKEW)
-        .not_valid_after(now + life)
+        .not_valid_after(min(now + life, ca.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -172,8 +254,10 @@ def issue_pair(authority: Pair, identity: Identity, life: datetime.timedelta = L
     return issue(authority, identity, key.public_key(), life), _pem_key(key)
 
 
-def is_due(certificate: Path, identity: Identity) -> bool:
-    """Whether the certificate is absent, names another identity, or has less than a third of its life left."""
+def is_due(
+    certificate: Path, identity: Identity, authority: Pair | None = None, now: datetime.datetime | None = None
+) -> bool:
+    """Whether it is absent, names another identity or issuer, or has less than a third of its life left."""
     try:
         found = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
     except (FileNotFoundError, ValueError, IndexError):
@@ -187,15 +271,25 @@ def is_due(certificate: Path, identity: Identity) -> bool:
     common = [str(attribute.value) for attribute in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if common != [identity.user] or set(names) != set(identity.names):
         return True
-    life = found.not_valid_after_utc - found.not_valid_before_utc
-    return datetime.datetime.now(datetime.UTC) > found.not_valid_after_utc - life / 3
+    if authority is not None and not _is_issued_by(found, issuing(authority)):
+        return True
+    life = max(found.not_valid_after_utc - found.not_valid_before_utc - SKEW, datetime.timedelta(0))
+    return (now or datetime.datetime.now(datetime.UTC)) > found.not_valid_after_utc - life / 3
 
 
-def ensure_certificate(authority: Pair, pair: Pair, identity: Identity) -> bool:
-    """Make or renew the certificate of `identity` at `pair`; True when it was written anew."""
-    if pair.key.exists() and not is_due(pair.certificate, identity):
+def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError, TypeError):
         return False
-    certificate, key = issue_pair(authority, identity)
+    return True
+
+
+def ensure_certificate(authority: Pair, pair: Pair, identity: Identity, life: datetime.timedelta = LEAF_LIFE) -> bool:
+    """Make or renew the certificate of `identity` at `pair`; True when it was written anew."""
+    if pair.key.exists() and not is_due(pair.certificate, identity, authority):
+        return False
+    certificate, key = issue_pair(authority, identity, life)
     write_private(pair.key, key)
     write_private(pair.certificate, certificate, 0o644)
     return True

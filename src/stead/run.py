@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
         raise ConfigError(f"{files.token_key} is not an elliptic curve key")
     keyring = await asyncio.to_thread(read_keyring, settings.secrets_key, settings.secrets_key_command)
     file = await SqliteStore.open(settings.plane_dir / "store.db")
+    agent_tls = pki.client_context(files.ca, files.plane)
     async with contextlib.AsyncExitStack() as undo:
         undo.push_async_callback(file.close)
         store = await SealedStore.open(file, keyring)
@@ -101,7 +102,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
                 token_key=key,
                 address=settings.url.removeprefix("https://"),
                 audit_path=settings.plane_dir / "audit.log",
-                agent_tls=pki.client_context(files.ca, files.plane),
+                agent_tls=agent_tls,
                 oidc=_oidc(settings),
             ),
         )
@@ -128,9 +129,12 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
             upload_ca=files.ca.read_text(encoding="utf-8"),
         )
         await undo.enter_async_context(_background(run_controllers(api.local_client(), options), stopping))
-        await undo.enter_async_context(
-            _background(_reload(files.api.certificate, listener.reload_certificate), stopping)
-        )
+        renewed = {
+            files.api.certificate: listener.reload_certificate,
+            files.plane.certificate: lambda: agent_tls.load_cert_chain(files.plane.certificate, files.plane.key),
+            files.ca: stopping.set,  # another CA: trust and published copies of it follow by a fresh start
+        }
+        await undo.enter_async_context(_background(_reload(renewed, _reload_seconds(settings)), stopping))
         log.info("plane serves", url=settings.url)
         await stopping.wait()
         log.info("plane stops")
@@ -250,8 +254,14 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
         agents.append(agent)
         await agent.open()
         undo.push_async_callback(agent.close)
-        # A renewed certificate is taken up by a fresh start, which disturbs no guest.
-        await undo.enter_async_context(_background(_reload(files.agent.certificate, stopping.set), stopping))
+
+        def renew() -> None:
+            tls.load_cert_chain(files.agent.certificate, files.agent.key)
+            client.renew(files.agent.certificate.read_bytes(), files.agent.key.read_bytes())
+
+        # Another CA is taken up by a fresh start, which disturbs no guest.
+        renewed = {files.agent.certificate: renew, files.ca: stopping.set}
+        await undo.enter_async_context(_background(_reload(renewed, _reload_seconds(settings)), stopping))
         log.info("agent serves", host=settings.host, port=agent.port)
         await stopping.wait()
         log.info("agent stops; its machines go on")
@@ -292,13 +302,23 @@ async def _background(work: Awaitable[None], stopping: asyncio.Event) -> AsyncIt
             await asyncio.wait_for(task, STOP_SECONDS)
 
 
-async def _reload(path: Path, reload: Callable[[], None]) -> None:
-    """Call `reload` whenever the file at `path` has been replaced."""
-    seen = path.stat().st_mtime_ns
+def _reload_seconds(settings: Settings) -> float:
+    return min(RELOAD_SECONDS, settings.certificate_seconds / 60)
+
+
+async def _reload(renewed: Mapping[Path, Callable[[], None]], seconds: float) -> None:
+    """Call what belongs to a file whenever the file has been replaced. A certificate is written after its key."""
+    seen = {path: path.stat().st_mtime_ns for path in renewed}
     while True:
-        await asyncio.sleep(RELOAD_SECONDS)
-        found = path.stat().st_mtime_ns
-        if found != seen:
-            seen = found
-            reload()
+        await asyncio.sleep(seconds)
+        for path, reload in renewed.items():
+            found = path.stat().st_mtime_ns
+            if found == seen[path]:
+                continue
+            try:
+                reload()
+            except OSError as error:  # written a moment ago, and not given to our account yet: next time
+                log.warning("a renewed certificate cannot be read yet", path=str(path), error=str(error))
+                continue
+            seen[path] = found
             log.info("certificate renewed", path=str(path))

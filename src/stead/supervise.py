@@ -205,7 +205,7 @@ class _Chores:
         if not self._is_told and (now - self._begun > READY_SECONDS or _api_answers(self._settings)):
             self._is_told = True
             _notify("READY=1")
-        if now - self._renewed > RENEW_SECONDS:
+        if now - self._renewed > min(RENEW_SECONDS, self._settings.certificate_seconds / 12):
             _prepare(self._settings)
             self._renewed = now
         if now - self._rotated > LOG_SECONDS:

@@ -74,7 +74,9 @@ def test_a_certificate_with_a_third_of_its_life_left_is_due(tmp_path: Path) -> N
     certificate, _ = pki.issue_pair(authority, identity, datetime.timedelta(seconds=60))
     path = tmp_path / "a.crt"
     path.write_bytes(certificate)
-    assert pki.is_due(path, identity)
+    now = datetime.datetime.now(datetime.UTC)
+    assert not pki.is_due(path, identity, now=now + datetime.timedelta(seconds=30))
+    assert pki.is_due(path, identity, now=now + datetime.timedelta(seconds=50))
     certificate, _ = pki.issue_pair(authority, identity)
     path.write_bytes(certificate)
     assert not pki.is_due(path, identity)
@@ -95,3 +97,51 @@ def test_a_key_is_never_readable_by_others(tmp_path: Path) -> None:
 )
 def test_the_url_is_one_that_clients_understand(listened: str, url: str) -> None:
     assert config.Settings(listen_address=listened).url == url
+
+
+def names_of(authority: pki.Pair) -> list[int]:
+    return [certificate.serial_number for certificate in pki.trusted(authority)]
+
+
+def test_a_ca_changes_in_steps_and_what_the_old_one_issued_is_trusted_until_the_last(tmp_path: Path) -> None:
+    authority = pki.ensure_authority(tmp_path, "stead")
+    pair, identity = pki.Pair(tmp_path / "a.crt", tmp_path / "a.key"), pki.Identity("a", names=("127.0.0.1",))
+    pki.ensure_certificate(authority, pair, identity)
+    [old] = names_of(authority)
+    pki.introduce(authority, "stead")
+    pki.introduce(authority, "stead")
+    assert len(names_of(authority)) == 2, "twice is once"
+    assert pki.issuing(authority).serial_number == old
+    assert not pki.ensure_certificate(authority, pair, identity), "nothing is issued anew yet"
+    pki.switch(authority)
+    assert pki.issuing(authority).serial_number != old
+    assert old in names_of(authority)
+    assert pki.ensure_certificate(authority, pair, identity), "by the new one now"
+    pki.server_context(pair, authority.certificate, require_client=True)
+    assert pki.drop(authority)
+    assert names_of(authority) == [pki.issuing(authority).serial_number]
+    assert not pki.drop(authority)
+    with pytest.raises(FileNotFoundError):
+        pki.switch(authority)
+
+
+def test_an_aging_ca_makes_place_by_itself(tmp_path: Path) -> None:
+    authority = pki.ensure_authority(tmp_path, "stead", datetime.timedelta(days=600))
+    [old] = names_of(authority)
+    start = datetime.datetime.now(datetime.UTC)
+
+    def tended(day: int) -> tuple[int, bool]:
+        pki.tend_authority(authority, "stead", start + datetime.timedelta(days=day))
+        return len(names_of(authority)), pki.issuing(authority).serial_number == old
+
+    assert [tended(day) for day in (0, 300)] == [(1, True)] * 2
+    assert [tended(day) for day in (410, 450)] == [(2, True)] * 2, "both are trusted, the old one issues"
+    assert [tended(day) for day in (510, 590)] == [(2, False)] * 2, "both are trusted, the new one issues"
+    assert tended(601) == (1, False)
+
+
+def test_no_certificate_outlives_its_ca(tmp_path: Path) -> None:
+    authority = pki.ensure_authority(tmp_path, "stead", datetime.timedelta(days=10))
+    certificate, _ = pki.issue_pair(authority, pki.Identity("a"), datetime.timedelta(days=365))
+    ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+    assert ends <= pki.issuing(authority).not_valid_after_utc

@@ -96,6 +96,7 @@ async def test_a_user_gets_in_until_removed_and_a_namesake_revives_nothing(world
     assert "user alice exists" in again.output
     assert (await world.stead("user", "remove", "alice")).exit_code == 0
     assert (await world.whoami(first))[0] == 401
+    first = first.rename(world.folder / "first.kubeconfig")
     second = await world.user_kubeconfig("alice")
     assert (await world.whoami(second))[1]["groups"] == ["system:authenticated"]
     assert (await world.whoami(first))[0] == 401

@@ -57,6 +57,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("hosts", "status"),
         "doctor": ("doctor", "doctor"),
         "kubeconfig": ("hosts", "kubeconfig"),
+        "rotate": ("rotate", "rotate"),
         "next": ("hosts", "next_steps"),
         "uninstall": ("hosts", "uninstall"),
         "bench": ("bench", "bench"),

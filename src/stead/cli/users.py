@@ -123,7 +123,7 @@ def _give(session: Session, account: Account, days: int, server: str, target: Pa
     """Sign a certificate and hand the kubeconfig out."""
     files = _authority(session)
     identity = pki.Identity(account.name, account.groups, uri=accounts.URI_PREFIX + account.uid)
-    certificate, key = pki.issue_pair(files.authority, identity, datetime.timedelta(days=days))
+    certificate, key = pki.issue_pair(pki.for_users(files.authority), identity, datetime.timedelta(days=days))
     text = installation.kubeconfig(session.settings, files.ca.read_bytes(), certificate, key, account.name, server)
     if target is None:
         click.echo(text, nl=False)

@@ -153,14 +153,18 @@ def tls_context(
         context.verify_mode = ssl.CERT_NONE
     certificate, key = certificate or endpoint.certificate, key or endpoint.key
     if certificate and key:
-        # ssl only reads files; the key stands in a private file for the length of the call.
-        with tempfile.TemporaryDirectory(prefix="stead-tls-") as directory:
-            pem = Path(directory) / "pair.pem"
-            descriptor = os.open(pem, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(certificate + b"\n" + key)
-            context.load_cert_chain(pem)
+        load_pair(context, certificate, key)
     return context
+
+
+def load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Show this certificate on new connections. `ssl` only reads files: the key stands in a private one meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="stead-tls-") as directory:
+        pem = Path(directory) / "pair.pem"
+        descriptor = os.open(pem, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(certificate + b"\n" + key)
+        context.load_cert_chain(pem)
 
 
 class Credentials:

@@ -9,6 +9,7 @@ interval. A watch that ends is over: informers resume from where they were. Fail
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import msgspec
 
 from stead.client.contract import Object, ObjectList, Selection, WatchEvent
 from stead.client.handshake import refusals
-from stead.client.kubeconfig import Credentials, Endpoint, tls_context
+from stead.client.kubeconfig import Credentials, Endpoint, load_pair, tls_context
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError, api_error_from_status
 
@@ -44,6 +45,7 @@ class RemoteClient:
         self._credentials = Credentials(endpoint)
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
+        self._tls: ssl.SSLContext | None = None
         self._opening = asyncio.Lock()
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
@@ -133,6 +135,12 @@ class RemoteClient:
             options["gracePeriodSeconds"] = grace_seconds
         await self._call("DELETE", resource.path(namespace, name), body=options)
 
+    def renew(self, certificate: bytes, key: bytes) -> None:
+        """Show a renewed certificate (PEM) on new connections; those that are open go on."""
+        self._endpoint = msgspec.structs.replace(self._endpoint, certificate=certificate, key=key)
+        if self._tls is not None:
+            load_pair(self._tls, certificate, key)
+
     async def close(self) -> None:
         """Close all connections."""
         if self._session is not None:
@@ -144,7 +152,7 @@ class RemoteClient:
         async with self._opening:  # the first two calls must not each make one
             if self._session is None:
                 pair = self._credentials.pair or (None, None)
-                context = await asyncio.to_thread(tls_context, self._endpoint, *pair)
+                context = self._tls = await asyncio.to_thread(tls_context, self._endpoint, *pair)
                 connector = aiohttp.TCPConnector(
                     ssl=context if context is not None else False, limit=0, keepalive_timeout=60
                 )
