@@ -23,6 +23,7 @@ from stead.client.contract import Client
 from stead.kinds import register
 from stead.kinds.resource import Resource
 from stead.server.api import ApiServer, Settings
+from stead.server.audit_policy import USUAL, Policy
 from stead.server.serve import Listener, Listening
 from stead.store.sqlite import SqliteStore
 
@@ -76,7 +77,11 @@ def write_kubeconfig(path: Path, url: str, ca: Path, pair: pki.Pair) -> None:
 
 @contextlib.asynccontextmanager
 async def running_server(
-    *, resources: Iterable[Resource] = register.ALL, agent_tls: ssl.SSLContext | None = None, audit: bool = False
+    *,
+    resources: Iterable[Resource] = register.ALL,
+    agent_tls: ssl.SSLContext | None = None,
+    audit: bool = False,
+    audit_policy: Policy = USUAL,
 ) -> AsyncIterator[RunningServer]:
     """Start a server, give it, stop it and remove its files."""
     with tempfile.TemporaryDirectory(prefix="stead-api-") as temporary:
@@ -91,7 +96,7 @@ async def running_server(
         store = await SqliteStore.open(directory / "store.db")
         settings = Settings(
             token_key=token_key, address="127.0.0.1", agent_tls=agent_tls, resources=resources,
-            audit_path=directory / "audit.log" if audit else None,
+            audit_path=directory / "audit.log" if audit else None, audit_policy=audit_policy,
         )  # fmt: skip
         api = ApiServer(store, settings)
         await api.start()

@@ -84,6 +84,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     insecure_registries: tuple[str, ...] = ()
     #: bytes that unused container disks may take before the oldest are removed
     container_disk_cache_bytes: int = 20 * 1024**3
+    #: file with an audit.k8s.io/v1 Policy: how much of which requests the audit log keeps; none = metadata of all
+    audit_policy: Path | None = None
     #: debug, info, warning or error
     log_level: str = "info"
     #: "text" for people, "json" for machines, "" = text on a terminal

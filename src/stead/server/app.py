@@ -87,6 +87,9 @@ class Exchange(msgspec.Struct, kw_only=True):
     #: set by handlers that answer by themselves (streams)
     answered: bool = False
     code: int = 0
+    #: for the audit log: the body of the request and of the answer
+    body: bytes = b""
+    answer: bytes = b""
 
 
 class SubresourceHandler(Protocol):
@@ -169,7 +172,7 @@ class App:
         if answer is not None:
             if (request.group, request.version) in _DEPRECATED:
                 answer.warnings = [_DEPRECATED[request.group, request.version], *answer.warnings]
-            exchange.code = answer.code
+            exchange.code, exchange.answer = answer.code, answer.body
             await self._reply(exchange, answer)
         self._log(exchange, received, time.monotonic() - started)
 
@@ -226,6 +229,7 @@ class App:
             impersonated=exchange.user if exchange.original else None, source=str(client[0]),
             user_agent=exchange.headers.get("user-agent", ""), code=exchange.code, reason=exchange.reason,
             received=received, decision="forbid" if exchange.code == 403 else "allow",
+            body=exchange.body, media=media_type(exchange.headers), answer=exchange.answer,
         ))  # fmt: skip
 
     # --- the chain ----------------------------------------------------------------------------------------------
@@ -409,7 +413,7 @@ class App:
             return await self._get(exchange, shape, accepted)
         if request.verb == "list":
             return await self._list(exchange, shape, accepted)
-        body = await read_body(exchange.receive, exchange.headers)
+        body = exchange.body = await read_body(exchange.receive, exchange.headers)
         if request.verb == "create":
             return await self._create(exchange, served, shape, accepted, body)
         if request.verb == "update":
