@@ -23,6 +23,7 @@ from stead.client.contract import Client
 from stead.kinds import register
 from stead.kinds.resource import Resource
 from stead.server.api import ApiServer, Settings
+from stead.server.audit_policy import USUAL, Policy
 from stead.server.oidc import OidcSettings
 from stead.server.serve import Listener, Listening
 from stead.store.sqlite import SqliteStore
@@ -82,6 +83,7 @@ async def running_server(
     agent_tls: ssl.SSLContext | None = None,
     audit: bool = False,
     oidc: OidcSettings | None = None,
+    audit_policy: Policy = USUAL,
 ) -> AsyncIterator[RunningServer]:
     """Start a server, give it, stop it and remove its files."""
     with tempfile.TemporaryDirectory(prefix="stead-api-") as temporary:
@@ -96,7 +98,7 @@ async def running_server(
         store = await SqliteStore.open(directory / "store.db")
         settings = Settings(
             token_key=token_key, address="127.0.0.1", agent_tls=agent_tls, resources=resources, oidc=oidc,
-            audit_path=directory / "audit.log" if audit else None,
+            audit_path=directory / "audit.log" if audit else None, audit_policy=audit_policy,
         )  # fmt: skip
         api = ApiServer(store, settings)
         await api.start()

@@ -104,6 +104,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     oidc_groups_prefix: str = ""
     #: PEM file with the authorities of the issuer's certificate; "" = those of the system
     oidc_ca_file: str = ""
+    #: file with an audit.k8s.io/v1 Policy: how much of which requests the audit log keeps; none = metadata of all
+    audit_policy: Path | None = None
     #: debug, info, warning or error
     log_level: str = "info"
     #: "text" for people, "json" for machines, "" = text on a terminal

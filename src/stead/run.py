@@ -70,6 +70,7 @@ def _run(what: str, settings: Settings, serve: Callable[[Settings, asyncio.Event
 async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     """Store, API server, controllers; returns when `stopping` is set and all is down."""
     from stead.controllers.start import ControllerOptions, run_controllers
+    from stead.server import audit_policy
     from stead.server.api import ApiServer
     from stead.server.api import Settings as ApiSettings
     from stead.server.roles import image_roles
@@ -102,6 +103,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
                 token_key=key,
                 address=settings.url.removeprefix("https://"),
                 audit_path=settings.plane_dir / "audit.log",
+                audit_policy=audit_policy.load(settings.audit_policy),
                 agent_tls=agent_tls,
                 oidc=_oidc(settings),
             ),

@@ -18,6 +18,7 @@ from stead.kinds.resource import Resource
 from stead.server.agents import Agents
 from stead.server.app import App, Server, build_app
 from stead.server.audit import AuditLog
+from stead.server.audit_policy import USUAL, Policy
 from stead.server.authn import MASTERS, Authenticator, PrivateKey, Sources, TokenIssuer, User
 from stead.server.authz import Authorizer
 from stead.server.bootstrap_tokens import BootstrapTokens
@@ -52,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     token_key: PrivateKey
     address: str = ""
     audit_path: Path | None = None
+    audit_policy: Policy = USUAL
     agent_tls: ssl.SSLContext | None = None
     resources: Iterable[Resource] = register.ALL
     oidc: OidcSettings | None = None
@@ -70,7 +72,7 @@ class ApiServer:
         self.definitions = Definitions(self.registry, self.catalogue, self.local_verbs(CONTROLLER, "kube-apiserver"))
         self.metrics = Metrics()
         self.health = Health({"etcd": self._store_trouble, "watch-cache": self._cache_trouble})
-        self.audit = AuditLog(settings.audit_path)
+        self.audit = AuditLog(settings.audit_path, settings.audit_policy)
         self.issuer = TokenIssuer(settings.token_key)
         sources = Sources(
             accounts=Users(self.registry),

@@ -8,10 +8,11 @@ before the caller is known and allowed. Follows T1 to T7, N1, N2, Q4 and the tab
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -35,12 +36,13 @@ from stead.server.answer import (
     text_answer,
 )
 from stead.server.audit import AuditLog, Entry
-from stead.server.authn import ANONYMOUS, Authenticator, User, impersonated
+from stead.server.authn import ANONYMOUS, MASTERS, Authenticator, User, impersonated
 from stead.server.authz import Attributes, Authorizer, attributes_of, forbidden
 from stead.server.bodies import Disconnected, decode_delete_options, decode_object, media_type, read_body
 from stead.server.calls import Call, Outcome, delete_options, write_options
 from stead.server.catalogue import SUBRESOURCE_GROUPS, Catalogue, Served
 from stead.server.discovery import Discovery
+from stead.server.fairness import MAX_READS, MAX_WRITES, OpenStreams, Places
 from stead.server.health import Health, Metrics, version_answer
 from stead.server.lifecycle import PlainError
 from stead.server.openapi import OpenApi
@@ -55,9 +57,6 @@ log = structlog.get_logger(__name__)
 #: seconds that a read and a write may take
 READ_SECONDS = 60.0
 WRITE_SECONDS = 34.0
-#: requests in hand before more are refused with 429
-MAX_READS = 400
-MAX_WRITES = 200
 
 #: paths that anyone may ask for
 _OPEN = ("/healthz", "/livez", "/readyz", "/version", "/.well-known/openid-configuration", "/openid/v1/jwks")
@@ -90,6 +89,9 @@ class Exchange(msgspec.Struct, kw_only=True):
     #: set by handlers that answer by themselves (streams)
     answered: bool = False
     code: int = 0
+    #: for the audit log: the body of the request and of the answer
+    body: bytes = b""
+    answer: bytes = b""
 
 
 class SubresourceHandler(Protocol):
@@ -150,8 +152,8 @@ class App:
         self._discovery = Discovery(server.catalogue, server.address)
         self._openapi = OpenApi(server.catalogue)
         self._watches = streaming.Watches(server.metrics)
-        self._reads = 0
-        self._writes = 0
+        self._reads, self._writes = Places(MAX_READS), Places(MAX_WRITES)
+        self._streams = OpenStreams()
 
     def stop(self) -> None:
         """End every watch cleanly and report not ready; the listener is stopped after this."""
@@ -179,7 +181,7 @@ class App:
         if answer is not None:
             if (request.group, request.version) in _DEPRECATED:
                 answer.warnings = [_DEPRECATED[request.group, request.version], *answer.warnings]
-            exchange.code = answer.code
+            exchange.code, exchange.answer = answer.code, answer.body
             await self._reply(exchange, answer)
         self._log(exchange, received, time.monotonic() - started)
 
@@ -236,6 +238,7 @@ class App:
             impersonated=exchange.user if exchange.original else None, source=str(client[0]),
             user_agent=exchange.headers.get("user-agent", ""), code=exchange.code, reason=exchange.reason,
             received=received, decision="forbid" if exchange.code == 403 else "allow",
+            body=exchange.body, media=media_type(exchange.headers), answer=exchange.answer,
         ))  # fmt: skip
 
     # --- the chain ----------------------------------------------------------------------------------------------
@@ -254,7 +257,7 @@ class App:
         self._impersonate(exchange)
         self._authorize(exchange)
         await server.authenticator.spend(exchange.original or exchange.user)
-        with self._lane(exchange):
+        async with self._place(exchange):
             if exchange.scope["type"] == "websocket":
                 return await self._websocket(exchange)
             if request.verb == "watch" or self._is_stream(request):
@@ -314,15 +317,19 @@ class App:
         if not decision.allowed:
             raise forbidden(exchange.user, asked, f": {decision.reason}" if decision.reason else "")
 
-    def _lane(self, exchange: Exchange) -> _Lane:
-        """Count the request; refuse with 429 when too many are in hand. Leases and administrators always get in."""
-        request = exchange.request
-        free = request.verb == "watch" or exchange.scope["type"] == "websocket" or self._is_stream(request)
-        free = free or request.plural == "leases" or "system:masters" in exchange.user.groups
-        if not free and (self._writes >= MAX_WRITES if request.is_write else self._reads >= MAX_READS):
-            text = "the server has received too many requests and has asked us to try again later"
-            raise ApiError("TooManyRequests", text, {"retryAfterSeconds": 1})
-        return _Lane(self, request.is_write)
+    @contextlib.asynccontextmanager
+    async def _place(self, exchange: Exchange) -> AsyncIterator[None]:
+        """Count the request and wait for its turn. Leases and administrators always get in. Raises 429."""
+        request, name = exchange.request, exchange.user.name
+        exempt = request.plural == "leases" or MASTERS in exchange.user.groups
+        gauge = self._server.metrics.in_flight
+        with gauge.track_inprogress():
+            if request.verb == "watch" or exchange.scope["type"] == "websocket" or self._is_stream(request):
+                with self._streams.one(name, exempt=exempt):
+                    yield
+                return
+            async with (self._writes if request.is_write else self._reads).place(name, exempt=exempt):
+                yield
 
     # --- paths that are no resources ----------------------------------------------------------------------------
 
@@ -452,7 +459,7 @@ class App:
             return await self._get(exchange, shape, accepted)
         if request.verb == "list":
             return await self._list(exchange, shape, accepted)
-        body = await read_body(exchange.receive, exchange.headers)
+        body = exchange.body = await read_body(exchange.receive, exchange.headers)
         if request.verb == "create":
             return await self._create(exchange, served, shape, accepted, body)
         if request.verb == "update":
@@ -556,28 +563,6 @@ class App:
             answer = Answer(outcome.code, shape.single(outcome.record))
         answer.warnings = outcome.warnings
         return _formatted(answer, accepted)
-
-
-class _Lane:
-    """Counts one request while it is in hand."""
-
-    def __init__(self, app: App, write: bool) -> None:
-        self._app = app
-        self._write = write
-
-    def __enter__(self) -> None:
-        if self._write:
-            self._app._writes += 1
-        else:
-            self._app._reads += 1
-        self._app._server.metrics.in_flight.inc()
-
-    def __exit__(self, *_: object) -> None:
-        if self._write:
-            self._app._writes -= 1
-        else:
-            self._app._reads -= 1
-        self._app._server.metrics.in_flight.dec()
 
 
 def _formatted(answer: Answer, accepted: Accepted) -> Answer:

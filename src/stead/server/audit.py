@@ -1,8 +1,8 @@
-"""The audit log: one JSON line for each request, never a body, never a secret.
+"""The audit log: one JSON line for each request, as much of it as the policy says, never a secret.
 
-Called by `app` when a request ends (and when a watch starts). Lines are handed to one writer thread through a bounded
-queue; a full queue drops the line and counts it, so that a slow disk never stops the API. Files are rotated by size.
-Follows Q1 (`audit.k8s.io/v1` Event, level Metadata).
+Called by `app` when a request ends. Lines are handed to one writer thread through a queue that is bounded in lines and
+bytes; a full queue drops the line and counts it, so that a slow disk never stops the API. Files are rotated by size.
+Follows Q1 (`audit.k8s.io/v1` Event); `audit_policy` decides the level and blanks what may be secret.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any, BinaryIO
 import msgspec
 
 from stead.kube import meta
+from stead.server import audit_policy
 from stead.server.authn import User
 from stead.server.request import Request
 
 MAX_BYTES = 64 * 1024 * 1024
 KEPT_FILES = 4
 QUEUE = 4096
+QUEUE_BYTES = 32 * 1024 * 1024
 
 
 class Entry(msgspec.Struct, kw_only=True):
@@ -39,13 +41,21 @@ class Entry(msgspec.Struct, kw_only=True):
     received: str = ""
     decision: str = "allow"
     decision_reason: str = ""
+    #: bodies as they came and went, with the content type of the first
+    body: bytes = b""
+    media: str = ""
+    answer: bytes = b""
 
 
 class AuditLog:
     """Writes entries to `path`; without a path it does nothing."""
 
-    def __init__(self, path: Path | None, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, path: Path | None, policy: audit_policy.Policy = audit_policy.USUAL, *, max_bytes: int = MAX_BYTES
+    ) -> None:
         self._path = path
+        self._policy = policy
+        self._waiting = 0
         self._max_bytes = max_bytes
         self._queue: queue.Queue[bytes | None] = queue.Queue(QUEUE)
         self._encoder = msgspec.json.Encoder()
@@ -58,10 +68,16 @@ class AuditLog:
 
     def write(self, entry: Entry) -> None:
         """Log one entry; never waits."""
-        if self._thread is None:
+        level = self._policy.level(entry.request, entry.user)
+        if self._thread is None or level == "None":
+            return
+        line = audit_policy.without_tokens(self._encoder.encode(event_from(entry, level))) + b"\n"
+        if self._waiting + len(line) > QUEUE_BYTES:
+            self.dropped += 1
             return
         try:
-            self._queue.put_nowait(self._encoder.encode(event_from(entry)) + b"\n")
+            self._queue.put_nowait(line)
+            self._waiting += len(line)
         except queue.Full:
             self.dropped += 1
 
@@ -75,6 +91,7 @@ class AuditLog:
     def _write_forever(self) -> None:
         file = self._open()
         while (line := self._queue.get()) is not None:
+            self._waiting = max(0, self._waiting - len(line))
             try:
                 file.write(line)
                 if self._queue.empty():
@@ -101,11 +118,11 @@ class AuditLog:
         self._path.replace(self._path.with_name(f"{self._path.name}.1"))
 
 
-def event_from(entry: Entry) -> dict[str, Any]:
+def event_from(entry: Entry, level: audit_policy.Level = "Metadata") -> dict[str, Any]:
     """The `audit.k8s.io/v1` Event of an entry."""
     request = entry.request
     event: dict[str, Any] = {
-        "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "Metadata", "auditID": entry.audit_id,
+        "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": level, "auditID": entry.audit_id,
         "stage": entry.stage, "requestURI": _uri(request), "verb": request.verb, "user": entry.user.info(),
         "sourceIPs": [entry.source] if entry.source else [], "userAgent": entry.user_agent,
         "requestReceivedTimestamp": entry.received, "stageTimestamp": meta.now_micro(),
@@ -127,7 +144,19 @@ def event_from(entry: Entry) -> dict[str, Any]:
             "code": entry.code,
             **({"reason": entry.reason} if entry.reason else {}),
         }
+    if level in ("Request", "RequestResponse"):
+        _add_body(event, "requestObject", entry.body, entry.media)
+    if level == "RequestResponse":
+        _add_body(event, "responseObject", entry.answer, "")
     return event
+
+
+def _add_body(event: dict[str, Any], field: str, body: bytes, media: str) -> None:
+    found = audit_policy.object_in(body, media)
+    if found is not None:
+        event[field] = found
+    elif body:
+        event["annotations"][f"stead.io/{field}-left-out"] = f"{len(body)} bytes"
 
 
 def _uri(request: Request) -> str:

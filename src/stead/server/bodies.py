@@ -26,9 +26,9 @@ class Disconnected(Exception):
     """The client went away before its body was complete."""
 
 
-def too_large() -> ApiError:
+def too_large(limit: int = LIMIT_BYTES) -> ApiError:
     """413 in the API server's words."""
-    return ApiError("RequestEntityTooLarge", f"Request entity too large: limit is {LIMIT_BYTES}", {})
+    return ApiError("RequestEntityTooLarge", f"Request entity too large: limit is {limit}", {})
 
 
 async def read_body(receive: Receive, headers: dict[str, str]) -> bytes:

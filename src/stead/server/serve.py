@@ -1,18 +1,22 @@
 """The listener: uvicorn inside our event loop, with TLS and the client certificate passed to the application.
 
 Called by the composition root and by tests. uvicorn hides the peer's certificate, so a mixin over its two protocol
-classes puts the DER bytes of a *verified* certificate into the ASGI scope (`scope["extensions"]["tls"]`); a contract
-test holds that to the pinned uvicorn. Only http/1.1 is offered in ALPN. A connection that sends no complete request
-head in time is closed. `stop` lets requests in hand finish, then ends what is left.
+classes puts the DER bytes of a *verified* certificate into the ASGI scope (`scope["extensions"]["tls"]`); a
+contract test holds that to the pinned uvicorn. Only http/1.1 is offered in ALPN. A connection that sends no
+complete request head in time, or too long a head, is closed. Connections are accepted here, not by asyncio: those
+that have not yet sent a whole head are few, and the oldest of them makes room for a new one, so that half-open
+sockets keep nobody out. `stop` lets requests in hand finish, then ends what is left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import ssl
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,14 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 HEAD_SECONDS = 20.0
 IDLE_SECONDS = 120
 STOP_SECONDS = 5
+#: seconds for a TLS handshake; bytes of a request head; bytes of a body that is still taken in after its answer
+HANDSHAKE_SECONDS = 10.0
+HEAD_BYTES = 256 * 1024
+LEFTOVER_BYTES = 8 * 1024 * 1024
+#: open connections, and those among them that have not sent a request head
+MAX_SOCKETS = 16384
+MAX_UNPROVEN = 1000
+_LONG_HEAD = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class Listening(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +67,37 @@ class _HttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with the client certificate and a deadline for request heads."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    #: called once a whole request head is there
+    proven: Callable[[], None] | None = None
+    #: called when the connection is gone
+    lost: Callable[[], None] | None = None
+    _head_bytes = 0
+    _head_size = 0
+    _leftover = 0
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES + len(data):
+                self.transport.write(_LONG_HEAD)
+                self.transport.close()
+                return
+        super().data_received(data)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # A head that comes in one piece is bounded here.
+        self._head_size += len(name) + len(value) + 32
+        if self._head_size > HEAD_BYTES:
+            raise ValueError("request head too large")
+        super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        if self.cycle is not None and self.cycle.response_complete:
+            self._leftover += len(body)
+            if self._leftover > LEFTOVER_BYTES:
+                self.transport.abort()
+                return
+        super().on_body(body)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
@@ -63,16 +106,28 @@ class _HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._head_size = 0
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
+        self._head_bytes = 0
+        if self.proven is not None:
+            self.proven()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        if self.lost is not None:
+            self.lost()
         super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
+        upgraded = self.transport.get_protocol()
+        if isinstance(upgraded, _WebSocketProtocol):
+            upgraded.lost = self.lost
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
@@ -82,6 +137,13 @@ class _HttpProtocol(HttpToolsProtocol):
 
 class _WebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol with the client certificate."""
+
+    lost: Callable[[], None] | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.lost is not None:
+            self.lost()
+        super().connection_lost(exc)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -116,6 +178,95 @@ def tls_context(listening: Listening) -> ssl.SSLContext | None:
     return context
 
 
+class Door:
+    """Takes connections in. See the module's prose."""
+
+    def __init__(
+        self, bound: socket.socket, context: ssl.SSLContext | None, protocol: Callable[[], _HttpProtocol]
+    ) -> None:
+        self._bound = bound
+        self._context = context
+        self._make = protocol
+        self._open: set[_HttpProtocol] = set()
+        #: those without a request head yet, the oldest first, and how to end each
+        self._unproven: OrderedDict[_HttpProtocol, asyncio.Task[None]] = OrderedDict()
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Accept from now on."""
+        self._task = asyncio.create_task(self._accept(), name="door")
+
+    async def close(self) -> None:
+        """Accept no more; connections that stand go on."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._bound.close()
+        for protocol in list(self._unproven):
+            self._evict(protocol)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._bound)
+            except OSError:  # out of descriptors, or the peer has gone already
+                self._evict_oldest()
+                await asyncio.sleep(0.01)
+                continue
+            if len(self._unproven) >= MAX_UNPROVEN or len(self._open) >= MAX_SOCKETS:
+                self._evict_oldest()
+            if len(self._open) >= MAX_SOCKETS:
+                connection.close()
+                continue
+            protocol = self._make()
+            self._open.add(protocol)
+            self._unproven[protocol] = asyncio.create_task(self._connect(connection, protocol))
+
+    async def _connect(self, connection: socket.socket, protocol: _HttpProtocol) -> None:
+        protocol.proven = lambda: self._proven(protocol)
+        protocol.lost = lambda: self._forget(protocol)
+        seconds = HANDSHAKE_SECONDS if self._context is not None else None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: protocol, connection, ssl=self._context, ssl_handshake_timeout=seconds
+            )
+        except OSError:  # no handshake: bad TLS, too slow, gone
+            self._forget(protocol)
+            connection.close()
+        except asyncio.CancelledError:
+            self._forget(protocol)
+            connection.close()
+            raise
+
+    def _proven(self, protocol: _HttpProtocol) -> None:
+        self._unproven.pop(protocol, None)
+
+    def _forget(self, protocol: _HttpProtocol) -> None:
+        self._unproven.pop(protocol, None)
+        self._open.discard(protocol)
+
+    def _evict_oldest(self) -> None:
+        if self._unproven:
+            self._evict(next(iter(self._unproven)))
+
+    def _evict(self, protocol: _HttpProtocol) -> None:
+        task = self._unproven.pop(protocol)
+        self._open.discard(protocol)
+        if protocol.transport is not None:
+            protocol.transport.abort()
+        else:
+            task.cancel()
+
+
+def raise_open_files() -> None:
+    """Let the process have as many descriptors as it is allowed to: the usual 1,024 are fewer than its clients."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * MAX_SOCKETS if hard == resource.RLIM_INFINITY else min(hard, 4 * MAX_SOCKETS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 class Listener:
     """One listening address and the task that serves it."""
 
@@ -125,11 +276,13 @@ class Listener:
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
         self._context: ssl.SSLContext | None = None
+        self._door: Door | None = None
         self.port = listening.port
 
     async def start(self) -> None:
         """Bind and serve. Raises OSError when the address is taken."""
         listening = self._listening
+        raise_open_files()
         bound = socket.create_server((listening.host, listening.port), backlog=512, reuse_port=False)
         bound.setblocking(False)
         # Inherited by every connection. asyncio sets it only on sockets whose protocol is named, which these are not;
@@ -145,11 +298,17 @@ class Listener:
         config.load()
         self._context = config.ssl = tls_context(listening)
         self._server = _Server(config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[bound]), name="listener")
+        self._task = asyncio.create_task(self._server.serve(sockets=[]), name="listener")
         while not self._server.started and not self._task.done():
             await asyncio.sleep(0.005)
         if self._task.done():
             await self._task
+        self._door = Door(bound, self._context, lambda: self._protocol(config))
+        self._door.open()
+
+    def _protocol(self, config: uvicorn.Config) -> _HttpProtocol:
+        assert self._server is not None
+        return _HttpProtocol(config=config, server_state=self._server.server_state, app_state={})
 
     def reload_certificate(self) -> None:
         """Use the certificate files as they are now for new connections."""
@@ -160,5 +319,7 @@ class Listener:
         """Stop listening, let requests finish for a while, end the rest."""
         if self._server is None or self._task is None:
             return
+        if self._door is not None:
+            await self._door.close()
         self._server.should_exit = True
         await self._task

@@ -22,6 +22,7 @@ from stead.server.admission import admit, schema_texts
 from stead.server.admission.contract import AdmissionRequest
 from stead.server.authn import User
 from stead.server.authz import RBAC_GROUP, Attributes, Authorizer
+from stead.server.bodies import too_large
 from stead.server.calls import Call, DeleteOptions, Outcome
 from stead.server.catalogue import Catalogue, Served
 from stead.server.limit_ranges import Ranges
@@ -33,6 +34,8 @@ from stead.server.registry import Object, Record, Registry, stored_bytes
 from stead.server.shapes import EVENTS_GROUP
 from stead.store import contract as stores
 
+#: bytes of an object's JSON that are stored (etcd's limit for one request)
+MAX_OBJECT_BYTES = 1536 * 1024
 #: how often a write that lost a race is tried on the new state
 RETRIES = 8
 #: how often a generated name that is taken is drawn again
@@ -680,6 +683,8 @@ class Verbs:
     async def _put(self, call: Call, key: str, obj: Object, expected: int) -> Record:
         """Write and return the new state; a dry run returns it with the old revision (0: none)."""
         value = stored_bytes(obj)
+        if len(value) > MAX_OBJECT_BYTES:
+            raise too_large(MAX_OBJECT_BYTES)
         with self._quotas.place(call.resource, call.namespace, obj):
             if call.options.dry_run:
                 return Record(key, expected, value)
