@@ -130,6 +130,17 @@ async def until(condition: Callable[[], bool], what: Any) -> None:
             raise AssertionError(f"waited in vain: {what}") from None
 
 
+async def until_met(server: RunningServer, namespace: str, priorities: set[int]) -> None:
+    """Wait until the peering tells of operators with these priorities, and the lower one has read it; 30 s at most."""
+    async with asyncio.timeout(30):
+        while True:
+            status = (await server.client.get(PEERING, namespace, "default")).get("status", {})
+            if {peer["priority"] for peer in status.values()} == priorities:
+                break
+            await asyncio.sleep(0.1)
+    await asyncio.sleep(1)
+
+
 async def test_handlers_timers_and_daemons_see_a_machines_whole_life(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,9 +195,7 @@ async def test_of_two_peers_only_the_one_of_higher_priority_works(
         await server.client.create(register.VIRTUAL_MACHINE, halted("before", "peers"))
         await until(lambda: low.calls["create before"] == 2, low.calls)
         async with operator("peers", priority=100, peering_name="default") as high:
-            peers = await server.client.get(PEERING, "peers", "default")
-            assert sorted(p["priority"] for p in peers["status"].values()) == [1, 100]
-            await asyncio.sleep(1)
+            await until_met(server, "peers", {1, 100})
             await server.client.create(register.VIRTUAL_MACHINE, halted("during", "peers"))
             await until(lambda: high.calls["create during"] == 2, high.calls)
             assert low.calls["create during"] == 0
