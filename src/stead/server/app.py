@@ -234,11 +234,11 @@ class App:
         if server.uploads is not None and request.path.startswith("/v1beta1/upload"):
             return await server.uploads.handle(exchange)
         self._authenticate(exchange)
+        self._impersonate(exchange)
         if request.path.rstrip("/").startswith(_OPEN) and not request.is_resource:
             opened = self._open_path(exchange)
             if opened is not None:
                 return opened
-        self._impersonate(exchange)
         self._authorize(exchange)
         with self._lane(exchange):
             if exchange.scope["type"] == "websocket":
