@@ -36,6 +36,10 @@ class Connection:
         """Hang up."""
         self._writer.close()
 
+    def abort(self) -> None:
+        """Hang up at once, whatever has not been sent."""
+        self._writer.transport.abort()
+
     async def call(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """One request; its code and body."""
         self._send(method, path, body)

@@ -109,6 +109,8 @@ class Rig:
         self.pool = settings.all_pools[0].path if settings else Path()
         self._client: DirectClient | None = None
         self._process: asyncio.subprocess.Process | None = None
+        #: what Python runs as Stead
+        self.program: tuple[str, ...] = ("-m", "stead.cli.main")
 
     @property
     def client(self) -> DirectClient:
@@ -130,7 +132,7 @@ class Rig:
         begun = time.monotonic()
         with log.open("ab") as output:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "stead.cli.main", *(command or ("up",)), env=self._environment(),
+                sys.executable, "-P", *self.program, *(command or ("up",)), env=self._environment(),
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
         try:
@@ -189,6 +191,14 @@ class Rig:
             await _end(self._process)
             self._process = None
 
+    async def kill(self) -> None:
+        """`kill -9` of what `up` started."""
+        await self._forget()
+        if self._process is not None:
+            self._process.kill()
+            await self._process.wait()
+            self._process = None
+
     async def close(self) -> None:
         """End all of ours."""
         await self.down()
@@ -240,12 +250,13 @@ async def host() -> AsyncIterator[Rig]:
 
 
 @contextlib.asynccontextmanager
-async def plane() -> AsyncIterator[Rig]:
-    """A plane alone, ready; no root needed."""
+async def plane(*program: str) -> AsyncIterator[Rig]:
+    """A plane alone, ready; no root needed. `program`: what Python runs instead of `stead`."""
     async with folder() as root:
         settings = settings_below(root, "")
         await asyncio.to_thread(installation.prepare, settings)
         rig = Rig(root, settings, None)
+        rig.program = program or rig.program
         if settings.user:
             owner = pwd.getpwnam(settings.user)
             for path in (settings.state_dir / "log",):

@@ -91,7 +91,7 @@ make_venv() {
 # install_stead VENV SOURCE: this checkout into VENV, when it has changed since the last time.
 install_stead() {
   local venv=$1 source=$2 stamp
-  stamp=$(cd "$source" && find src benchmarks pyproject.toml -type f -not -name "*.pyc" -print0 |
+  stamp=$(cd "$source" && find src benchmarks proofs pyproject.toml -type f -not -name "*.pyc" -print0 |
     sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
   if [ "$(cat "$venv/.stead" 2>/dev/null)" != "$stamp" ]; then
     "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall "$source" ||

@@ -10,7 +10,7 @@
 release_name() {
   (cd "$1" && {
     /usr/bin/python3 -V
-    find src benchmarks pyproject.toml requirements.lock -type f -not -name "*.pyc" -print0 | sort -z | xargs -0 sha256sum
+    find src benchmarks proofs pyproject.toml requirements.lock -type f -not -name "*.pyc" -print0 | sort -z | xargs -0 sha256sum
   }) | sha256sum | cut -c1-16
 }
 

@@ -211,9 +211,49 @@ async def test_the_cache_lists_follows_and_resumes(store: SqliteStore) -> None:
     assert [event.value for event in subscription.take()] == [b"2"]
     resumed = cache.subscribe("/registry/g/p/other/", start)
     assert [event.value for event in resumed.take()] == [b"2"]
-    with pytest.raises(Compacted):
-        cache.subscribe("/registry/g/p/", start - 1)
     await cache.close()
+
+
+async def test_a_watch_goes_on_across_a_restart_as_far_as_the_store_remembers(store: SqliteStore) -> None:
+    for value in (b"1", b"2", b"3"):
+        await store.commit([Put("/registry/g/p/ns/a", value, None)])
+    cache = Cache(store)
+    await cache.start()
+    again = cache.subscribe("/registry/g/p/", 1)
+    assert [event.value for event in again.take()] == [b"2", b"3"]
+    await cache.close()
+    await store.compact(2)
+    cache = Cache(store)
+    await cache.start()
+    assert [event.value for event in cache.subscribe("/registry/g/p/", 2).take()] == [b"3"]
+    with pytest.raises(Compacted):
+        cache.subscribe("/registry/g/p/", 1)
+    await cache.close()
+
+
+async def test_what_was_told_after_a_copy_that_is_restored_is_in_no_history(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "store.db")
+    await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])
+    await store.close()
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("INSERT OR REPLACE INTO meta (name, number) VALUES ('floor', 50)")
+    store = await SqliteStore.open(tmp_path / "store.db")
+    cache = Cache(store)
+    await cache.start()
+    with pytest.raises(Compacted):
+        cache.subscribe("/registry/g/p/", 20)
+    assert await store.commit([Put("/registry/g/p/ns/a", b"2", None)]) == 51
+    await cache.close()
+    await store.close()
+
+
+async def test_a_lost_race_says_up_to_where_to_read(store: SqliteStore) -> None:
+    """The one who lost to a delete must see that the key is gone, which its own revision (none) cannot tell."""
+    start = await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])
+    gone = await store.commit([Delete("/registry/g/p/ns/a", start)])
+    with pytest.raises(Conflict) as lost:
+        await store.commit([Put("/registry/g/p/ns/a", b"2", start)])
+    assert (lost.value.actual, lost.value.revision) == (0, gone)
 
 
 async def test_a_slow_subscriber_is_closed_and_others_go_on(store: SqliteStore) -> None:

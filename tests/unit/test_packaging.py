@@ -96,7 +96,7 @@ def test_an_environment_made_in_place_becomes_a_release_to_go_back_to(prefix: Pr
 
 
 def test_the_name_of_a_release_follows_its_text_and_its_pinned_packages(tmp_path: Path) -> None:
-    for name in ("src/stead/__init__.py", "benchmarks/x.py", "pyproject.toml", "requirements.lock"):
+    for name in ("src/stead/__init__.py", "benchmarks/x.py", "proofs/x.py", "pyproject.toml", "requirements.lock"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
 

@@ -1,15 +1,12 @@
 """`stead bench list|NAME`: measures this machine's Stead against what it competes with. The benchmarks lie apart.
 
-They are the package `stead.benchmarks` in the wheel, and the folder `benchmarks/` beside `src` in a checkout;
-`load` gives either. Those that need guests run inside namespaces of their own, with a libvirtd of their own: this
+`cli/beside` finds them. Those that need guests run inside namespaces of their own, with a libvirtd of their own: this
 command then starts itself again inside (`--inside`), and everything ends with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -19,37 +16,16 @@ from typing import Any
 import click
 import msgspec
 
-import stead
 from stead.cli import output as show
+from stead.cli.beside import load as load_beside
 from stead.cli.session import Options
 
-_PACKAGE = "stead.benchmarks"
 _HEADERS = ["FIGURE", "OURS", "RIVAL", "RATIO", "UNIT", "TARGET", "", ""]
 
 
 def load(module: str = "") -> ModuleType:
     """The package of benchmarks, or one of its modules. Raises click.ClickException where it is not installed."""
-    if _PACKAGE not in sys.modules:
-        beside = Path(stead.__file__).resolve().parent.parent.parent / "benchmarks"
-        try:
-            importlib.import_module(_PACKAGE)
-        except ModuleNotFoundError as error:
-            if not (beside / "__init__.py").is_file():
-                raise click.ClickException(f"the benchmarks are not installed, and not at {beside}") from error
-            _load_folder(beside)
-    return importlib.import_module(f"{_PACKAGE}.{module}" if module else _PACKAGE)
-
-
-def _load_folder(folder: Path) -> None:
-    """Import a folder as the package, so that its modules' relative imports work."""
-    spec = importlib.util.spec_from_file_location(
-        _PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    package = importlib.util.module_from_spec(spec)
-    sys.modules[_PACKAGE] = package
-    spec.loader.exec_module(package)
+    return load_beside("benchmarks", module)
 
 
 class _Asked(msgspec.Struct, frozen=True):

@@ -61,6 +61,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "next": ("hosts", "next_steps"),
         "uninstall": ("hosts", "uninstall"),
         "bench": ("bench", "bench"),
+        "prove": ("prove", "prove"),
         "completion": ("completion", "completion"),
     },
 }

@@ -19,6 +19,7 @@ from stead.client.informer import Informers
 from stead.client.lease import LeaderElection, LeaseTerms
 from stead.client.queue import Backoff, QueueHooks
 from stead.controllers.addresses import Addresses
+from stead.controllers.aggregation import Aggregation
 from stead.controllers.bootstrap import bootstrap
 from stead.controllers.classes import Classes
 from stead.controllers.datasource import DataSources
@@ -78,6 +79,7 @@ def all_controllers(world: World, options: ControllerOptions) -> list[Controller
         DataSources(world).controller(),
         ImportCrons(world).controller(),
         Classes(world).controller(),
+        Aggregation(world).controller(),
         *Profiles(world, upload_url=options.upload_url, upload_ca=options.upload_ca).controllers(),
         Namespaces(world, (*kinds, EVENT), options.root_ca).controller(),
         QuotaCounts(world).controller(),

@@ -250,11 +250,11 @@ class App:
         if server.logins is not None and request.path.rstrip("/") in LOGIN_PATHS:
             return await server.logins.handle(exchange)
         await self._authenticate(exchange)
+        self._impersonate(exchange)
         if request.path.rstrip("/").startswith(_OPEN) and not request.is_resource:
             opened = self._open_path(exchange)
             if opened is not None:
                 return opened
-        self._impersonate(exchange)
         self._authorize(exchange)
         await server.authenticator.spend(exchange.original or exchange.user)
         async with self._place(exchange):

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from stead.kinds import register
+from stead.kinds.aggregation import aggregated_rules, is_aggregated
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError, cause, not_found
 from stead.server.authn import MASTERS, Reader, User
@@ -218,30 +219,10 @@ class Authorizer:
         if role is None:
             return None
         rules = list(role.get("rules") or [])
-        for selector in (role.get("aggregationRule") or {}).get("clusterRoleSelectors") or []:
-            for other in self._reader.peek_all(register.CLUSTER_ROLE):
-                if other["metadata"]["name"] != name and labels_match(selector, other["metadata"].get("labels") or {}):
-                    rules += [rule for rule in other.get("rules") or [] if rule not in rules]
+        if is_aggregated(role):
+            more = aggregated_rules(role, self._reader.peek_all(register.CLUSTER_ROLE))
+            rules += [rule for rule in more if rule not in rules]
         return tuple(rules)
-
-
-def labels_match(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    """Whether a LabelSelector's matchLabels hold (expressions: In, NotIn, Exists, DoesNotExist)."""
-    for key, value in (selector.get("matchLabels") or {}).items():
-        if labels.get(key) != value:
-            return False
-    for term in selector.get("matchExpressions") or []:
-        key, operator, values = term.get("key", ""), term.get("operator"), term.get("values") or []
-        has = key in labels
-        holds = {
-            "In": has and labels.get(key) in values,
-            "NotIn": not has or labels.get(key) not in values,
-            "Exists": has,
-            "DoesNotExist": not has,
-        }.get(operator, False)
-        if not holds:
-            return False
-    return True
 
 
 def _subject(subject: dict[str, Any], namespace: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from stead.kinds import register
+from stead.kinds.aggregation import aggregated_rules, is_aggregated
 from stead.kinds.crds import custom_resource_definitions
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
@@ -141,6 +142,11 @@ def default_roles() -> list[Object]:
         _rule(["apps"], ["controllerrevisions"], _READ),
         _rule(["k8s.cni.cncf.io"], ["network-attachment-definitions"], _READ),
     ]
+    # In no other role, so that moving machines is given on purpose (KubeVirt since 1.5).
+    migrate = [
+        _rule([_SUB], ["virtualmachines/migrate"], ["update"]),
+        _rule(["kubevirt.io"], ["virtualmachineinstancemigrations"], [*_WRITE, *_READ]),
+    ]
     nets = _rule(["k8s.cni.cncf.io"], ["network-attachment-definitions"], _WRITE)
     all_verbs = [*_WRITE, *_READ]
     return [
@@ -159,7 +165,7 @@ def default_roles() -> list[Object]:
         _role("kubevirt.io:edit", _kubevirt_rules(all_verbs, use=True), _to("edit")),
         _role("kubevirt.io:view", _kubevirt_rules(_READ, use=False), _to("view")),
         _role("kubevirt.io:default", [_rule([_SUB], ["version", "guestfs"], ["get", "list"])]),
-        _role("kubevirt.io:migrate", [_rule([_SUB], ["virtualmachines/migrate"], ["update"])]),
+        _role("kubevirt.io:migrate", migrate),
         _role("instancetype.kubevirt.io:view", [_rule(["instancetype.kubevirt.io"], _TYPES, _READ)]),
         _role("cdi.kubevirt.io:admin", _cdi_rules(all_verbs, upload=True), _to("admin")),
         _role("cdi.kubevirt.io:edit", _cdi_rules(all_verbs, upload=True), _to("edit")),
@@ -213,7 +219,9 @@ async def ensure_defaults(verbs: LocalVerbs) -> None:
     for name in NAMESPACES:
         await _ensure(verbs, register.NAMESPACE, {"metadata": {"name": name}})
     for role in with_aggregation(default_roles()):
-        await _ensure(verbs, register.CLUSTER_ROLE, role, ("rules", "aggregationRule"))
+        # The rules of an aggregated role, to which users add, are kept by its controller.
+        fields = ("aggregationRule",) if is_aggregated(role) else ("rules", "aggregationRule")
+        await _ensure(verbs, register.CLUSTER_ROLE, role, fields)
     for binding in default_bindings():
         await _ensure(verbs, register.CLUSTER_ROLE_BINDING, binding, ("subjects",))
     for priority in system_classes():
@@ -225,13 +233,10 @@ async def ensure_defaults(verbs: LocalVerbs) -> None:
 
 def with_aggregation(roles: list[Object]) -> list[Object]:
     """Roles with the rules that they aggregate written out, so that readers see them."""
-    filled: dict[str, list[Rule]] = {role["metadata"]["name"]: role["rules"] for role in roles}
-    for name in ("view", "edit", "admin"):
-        label = f"rbac.authorization.k8s.io/aggregate-to-{name}"
-        for role in roles:
-            if role["metadata"]["labels"].get(label) == "true":
-                filled[name] = filled[name] + filled[role["metadata"]["name"]]
-    return [{**role, "rules": filled[role["metadata"]["name"]]} for role in roles]
+    filled = {role["metadata"]["name"]: role for role in roles}
+    for name in ("view", "edit", "admin"):  # each may be part of the next
+        filled[name] = {**filled[name], "rules": aggregated_rules(filled[name], filled.values())}
+    return list(filled.values())
 
 
 async def _ensure(

@@ -148,7 +148,7 @@ class Verbs:
             try:
                 return Outcome(201, await self._put(call, key, obj, 0), warnings=warnings)
             except stores.Conflict as lost:
-                await self.registry.settle(lost.actual)
+                await self.registry.settle(lost.revision)
                 existing = self.registry.get(resource, call.namespace, name)
         error = already_exists(resource.plural, name, resource.group)
         if existing is not None and existing.obj["metadata"].get("deletionTimestamp"):
@@ -245,7 +245,7 @@ class Verbs:
             try:
                 return await self._write_changed(call, record, decoded, wanted, warnings, tracked=True)
             except stores.Conflict as lost:
-                await self.registry.settle(lost.actual)
+                await self.registry.settle(lost.revision)
         raise conflict(call.resource.plural, call.name, call.resource.group)
 
     async def _create_applied(self, call: Call, new: Object, managed: Any, duplicates: tuple[str, ...]) -> Outcome:
@@ -274,9 +274,8 @@ class Verbs:
             try:
                 return await self._write_changed(call, record, new, wanted, warnings, patch=is_patch)
             except stores.Conflict as lost:
-                await self.registry.settle(max(lost.actual, 0))
-                if wanted:
-                    raise conflict(resource.plural, call.name, resource.group) from lost
+                # What took its place decides: another version is a conflict, none is not found.
+                await self.registry.settle(lost.revision)
         raise conflict(resource.plural, call.name, resource.group)
 
     async def _write_changed(
@@ -337,7 +336,7 @@ class Verbs:
             try:
                 return await self._delete_once(call, record, options)
             except stores.Conflict as lost:
-                await self.registry.settle(max(lost.actual, 0))
+                await self.registry.settle(lost.revision)
         raise conflict(resource.plural, call.name, resource.group)
 
     async def _delete_once(self, call: Call, record: Record, options: DeleteOptions) -> Outcome:

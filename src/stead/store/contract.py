@@ -55,12 +55,13 @@ class Range(msgspec.Struct, frozen=True):
 
 
 class Conflict(Exception):
-    """A compare-and-swap lost: `key` was at `actual` (0 = absent)."""
+    """A compare-and-swap lost: `key` was at `actual` (0 = absent), as whoever has read up to `revision` sees."""
 
-    def __init__(self, key: str, actual: int) -> None:
+    def __init__(self, key: str, actual: int, revision: int = 0) -> None:
         super().__init__(f"{key} is at revision {actual}")
         self.key = key
         self.actual = actual
+        self.revision = max(actual, revision)
 
 
 class Compacted(Exception):
@@ -97,6 +98,10 @@ class Store(Protocol):
 
     def watch(self, after: int) -> AsyncIterator[Sequence[Event]]:
         """Batches of events with revision > `after`, in order, without end. Raises `Compacted`."""
+        ...
+
+    async def history(self, after: int) -> Sequence[Event]:
+        """The next events with revision > `after`, some at a time, none at the end. Raises `Compacted`."""
         ...
 
     async def compact(self, revision: int) -> None:

@@ -68,6 +68,7 @@ class SqliteStore:
         self._index: dict[str, _Position] = {}
         self._revision = 0
         self._compacted = 0
+        self._known_from = 0
         self._tail: deque[Event] = deque(maxlen=TAIL)
         self._advanced = asyncio.Event()
         self._reading = threading.Lock()
@@ -126,7 +127,9 @@ class SqliteStore:
         self._index = index
         meta = dict(self._read_connection.execute("SELECT name, number FROM meta"))
         self._compacted = meta.get("compacted", 0)
-        self._revision = max(self._revision, self._compacted, meta.get("floor", 0))
+        # What was told between a copy and its restoration is in no history.
+        self._known_from = max(self._compacted, meta.get("floor", 0))
+        self._revision = max(self._revision, self._known_from)
 
     @property
     def revision(self) -> int:
@@ -212,7 +215,7 @@ class SqliteStore:
         try:
             connection.execute("BEGIN IMMEDIATE")
             for pending in group:
-                refused = self._refusal(pending.writes, changed)
+                refused = self._refusal(pending.writes, changed, revision)
                 if refused is not None:
                     answers.append((pending.done, refused))
                     continue
@@ -239,12 +242,14 @@ class SqliteStore:
             self._revision = revision
         self._tell(events, answers)
 
-    def _refusal(self, writes: Sequence[Put | Delete], changed: dict[str, _Position | None]) -> Conflict | None:
+    def _refusal(
+        self, writes: Sequence[Put | Delete], changed: dict[str, _Position | None], revision: int
+    ) -> Conflict | None:
         for write in writes:
             position = changed[write.key] if write.key in changed else self._index.get(write.key)
             actual = position.mod if position else 0
             if write.expected is not None and write.expected != actual:
-                return Conflict(write.key, actual)
+                return Conflict(write.key, actual, revision)
         return None
 
     def _append(
@@ -305,6 +310,12 @@ class SqliteStore:
                 yield batch
                 continue
             await advanced.wait()
+
+    async def history(self, after: int) -> Sequence[Event]:
+        oldest = max(self._compacted, self._known_from)
+        if after < oldest:
+            raise Compacted(oldest)
+        return await asyncio.to_thread(self._history, after)
 
     def _history(self, after: int) -> list[Event]:
         """Up to 1,000 events after `after`, from the file."""

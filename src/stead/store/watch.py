@@ -127,9 +127,25 @@ class Cache:
             collection.entries[entry.key] = entry
             collection.keys.append(entry.key)
         self._revision = snapshot.revision
-        self._oldest = snapshot.revision
+        await self._remember_history()
         self._task = asyncio.create_task(self._follow(snapshot.revision), name="watch-cache")
         self._compactor = asyncio.create_task(self._compact_forever(), name="store-compactor")
+
+    async def _remember_history(self) -> None:
+        """Fill the ring with what the store still knows, so that watches can be resumed across our restart."""
+        self._oldest = position = max(0, self._revision - RING)
+        while position < self._revision:
+            try:
+                events = await self.store.history(position)
+            except Compacted as error:
+                self._oldest = position = error.oldest
+                continue
+            if not events:
+                return
+            for event in events:
+                position = event.revision
+                if position <= self._revision:  # the rest comes by `_follow`
+                    self._remember(event)
 
     async def close(self) -> None:
         """Stop following and end every subscription."""
@@ -244,17 +260,20 @@ class Cache:
             del collection.entries[event.key]
             del collection.keys[bisect.bisect_left(collection.keys, event.key)]
         self._revision = event.revision
+        self._remember(event)
+        if collection.subscriptions:
+            for subscription in collection.subscriptions:
+                if event.key.startswith(subscription.prefix):
+                    subscription.offer(event)
+            collection.subscriptions = [kept for kept in collection.subscriptions if not kept.ended]
+
+    def _remember(self, event: Event) -> None:
         self._ring.append(event)
         self._ring_bytes += len(event.value or b"")
         while len(self._ring) > RING or (self._ring_bytes > RING_BYTES and len(self._ring) > 1):
             forgotten = self._ring.popleft()
             self._ring_bytes -= len(forgotten.value or b"")
             self._oldest = forgotten.revision
-        if collection.subscriptions:
-            for subscription in collection.subscriptions:
-                if event.key.startswith(subscription.prefix):
-                    subscription.offer(event)
-            collection.subscriptions = [kept for kept in collection.subscriptions if not kept.ended]
 
     async def _compact_forever(self) -> None:
         """Once a minute, compact the store to what was current `HISTORY_SECONDS` ago."""
