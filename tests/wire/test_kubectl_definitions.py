@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from tests.api_server import running_server
-from tests.wire.test_kubectl import Kubectl, programs
+from tests.client_programs import kubectls
+from tests.wire.test_kubectl import Kubectl
 
 DEFINITION = """\
 apiVersion: apiextensions.k8s.io/v1
@@ -52,7 +53,7 @@ spec: {machine: web, target: far}
 """
 
 
-@pytest.mark.parametrize("program", programs(), ids=lambda program: Path(program).name)
+@pytest.mark.parametrize("program", kubectls(), ids=lambda program: Path(program).name)
 async def test_a_kind_of_ones_own(program: str, tmp_path: Path) -> None:
     (tmp_path / "crd.yaml").write_text(DEFINITION)
     (tmp_path / "backup.yaml").write_text(OBJECT)

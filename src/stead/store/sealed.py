@@ -64,6 +64,9 @@ class SealedStore:
         async for batch in self._store.watch(after):
             yield [self._told(event) for event in batch]
 
+    async def history(self, after: int) -> Sequence[Event]:
+        return [self._told(event) for event in await self._store.history(after)]
+
     async def compact(self, revision: int) -> None:
         await self._store.compact(revision)
 
