@@ -14,6 +14,7 @@ from typing import Any
 
 from stead.kube import rule_check
 from stead.kube.errors import cause
+from stead.kube.gopattern import compile_go
 from stead.kube.schema import validate
 from stead.kube.structural import EMBEDDED, INT_OR_STRING, LIST_KEYS, LIST_TYPE, MAP_TYPE, PRESERVE, RULES, Schema
 
@@ -117,7 +118,7 @@ def _keywords(schema: Schema, path: str) -> Iterator[dict[str, str]]:
 
 def _pattern_trouble(pattern: Any) -> str:
     try:
-        re.compile(str(pattern))
+        compile_go(str(pattern))
     except re.error as error:
         return str(error)
     return ""
