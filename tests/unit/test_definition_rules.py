@@ -47,6 +47,18 @@ def test_what_is_not_structural_says_where(schema: Object, field: str, text: str
 
 
 @pytest.mark.parametrize("inner", [
+    "x", 1, {"type": 1}, {"type": "object", "properties": "x"}, {"type": "object", "properties": {"b": "x"}},
+    {"type": "array", "items": 5}, {"type": "string", "maxLength": "5"}, {"type": "string", "nullable": "yes"},
+    {"type": "string", "x-kubernetes-validations": ["x"]}, {"allOf": [1]}, {"type": "integer", "maximum": True},
+    {"type": "object", "required": [{}]}, {"type": "array", "x-kubernetes-list-map-keys": [[]]},
+])  # fmt: skip
+def test_what_is_no_schema_is_refused_before_anything_reads_it(inner: Any) -> None:
+    causes = check_structural(root(a=inner), "s")
+    assert causes
+    assert causes[0]["field"].startswith("s.properties[a]")
+
+
+@pytest.mark.parametrize("inner", [
     {"x-kubernetes-preserve-unknown-fields": True},
     {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]},
     {"type": "object", "additionalProperties": {"type": "string"}},

@@ -51,7 +51,7 @@ def prepare(obj: Object, old: Object | None) -> Object:
         names["singular"] = names.get("singular") or kind.lower()
         names["listKind"] = names.get("listKind") or f"{kind}List"
     spec["names"] = names
-    spec["versions"] = [_without_null_defaults(version) for version in spec.get("versions") or []]
+    spec["versions"] = [_without_nulls(version) for version in spec.get("versions") or []]
     spec.setdefault("conversion", {"strategy": "None"})
     if spec.get("preserveUnknownFields") is False:
         del spec["preserveUnknownFields"]
@@ -63,12 +63,12 @@ def prepare(obj: Object, old: Object | None) -> Object:
     return {**obj, "spec": spec, "status": status}
 
 
-def _without_null_defaults(value: Any) -> Any:
-    """A schema in which `default: null` says nothing, as Go reads it."""
+def _without_nulls(value: Any) -> Any:
+    """A version in which null says nothing, as Go reads it."""
     if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if not (key == "default" and item is None)}
-        return {key: _without_null_defaults(item) for key, item in kept.items()}
-    return [_without_null_defaults(item) for item in value] if isinstance(value, list) else value
+        kept = {key: item for key, item in value.items() if item is not None}
+        return {key: _without_nulls(item) for key, item in kept.items()}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 # --- who may write ----------------------------------------------------------------------------------------------------
