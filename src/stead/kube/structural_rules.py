@@ -91,6 +91,7 @@ _SHAPES: dict[str, tuple[type, ...]] = {
     "items": (dict, list),
     "additionalProperties": (dict, bool),
 }
+_RULE_TEXTS = ("rule", "message", "messageExpression", "reason", "fieldPath")
 _ITEMS: dict[str, type] = {"required": str, LIST_KEYS: str, RULES: dict, **dict.fromkeys(_JUNCTORS, dict)}
 
 
@@ -108,6 +109,9 @@ def _misshapen(schema: Any, path: str, depth: int) -> Iterator[dict[str, str]]:
         fits = allowed is None or (isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool)))
         if fits and name in _ITEMS:
             fits = all(isinstance(item, _ITEMS[name]) for item in value)
+            if fits and name == RULES:
+                fits = all(isinstance(said, str | bool) for rule in value for said in rule.values())
+                fits = fits and not any(isinstance(rule.get(word), bool) for rule in value for word in _RULE_TEXTS)
         if not fits:
             wrong = True
             yield _invalid(f"{path}.{name}", value, "is of the wrong type")
