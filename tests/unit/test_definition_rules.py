@@ -154,7 +154,7 @@ def test_no_oddity_inside_a_schema_breaks_the_rules_that_judge_it() -> None:
     inner = {
         "type": "object", "required": ["a"], "properties": {
             "a": {"type": "integer", "default": 1, "maximum": 3, "enum": [1, 2]},
-            "s": {"type": "string", "pattern": "a", "x-kubernetes-validations": [{"rule": "self=='a'", "message": "m"}]},
+            "s": {"type": "string", "pattern": "a", "x-kubernetes-validations": [{"rule": "self=='a'"}]},
             "l": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"],
                   "items": {"type": "object", "required": ["k"], "properties": {"k": {"type": "string"}}}},
             "i": {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]},
