@@ -37,6 +37,8 @@ from stead.kube.cel_functions import RuleError
         (r"self == 'it\'s'", "it's", True),
         ("duration(self) > duration('59m') && duration('1h30m') == duration('90m')", "1h", True),
         ("timestamp(self) < timestamp('2026-01-02T00:00:00Z')", "2026-01-01T00:00:00Z", True),
+        (r'self.matches(r"""^(?i)[A-Z]"?\.$""")', "a.", True),
+        ('self == """a\n\'b"""', "a\n'b", True),
         ("{'a': 1} == self", {"a": 1}, True),
         ("self.split('.')[1].upperAscii() == 'B' && self.replace('.', '-').substring(1) == '-b'", "a.b", True),
         ("self.map(x, x > 1, x * 2) == [4] && self.isSorted() && self.sum() == 3 && self.max() == 2", [1, 2], True),

@@ -39,7 +39,10 @@ def cells(resource: Resource, obj: Object, now: datetime.datetime) -> list[Any]:
 
 def _cell(column: Column, obj: Object, now: datetime.datetime) -> Any:
     """A cell by JSON path: None when the path names nothing, or a value of another type."""
-    value = first_at(obj, column.path)
+    try:
+        value = first_at(obj, column.path)
+    except ValueError:  # a path of a user's definition that we cannot read shows nothing
+        return None
     if value is None:
         return None
     match column.type:

@@ -26,7 +26,7 @@ _ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "u
 
 def is_own_group(group: str) -> bool:
     """Whether the group is one of Stead's or of the API that it serves: nobody may add kinds to it."""
-    return group in register.groups() or group in ("subresources.kubevirt.io", "subresources.stead.io")
+    return group in (*filter(None, register.groups()), "subresources.kubevirt.io", "subresources.stead.io")
 
 
 def condition_of(definition: Object, kind: str) -> str:
@@ -52,7 +52,7 @@ def version_order(version: str) -> tuple[int, int, int, str]:
 
 def storage_version(definition: Object) -> str:
     """The version under which instances are stored."""
-    return next((str(v["name"]) for v in definition["spec"]["versions"] if v.get("storage")), "")
+    return next((str(v.get("name") or "") for v in definition["spec"]["versions"] if v.get("storage")), "")
 
 
 def resources_of(definition: Object) -> tuple[Resource, ...]:

@@ -31,6 +31,7 @@ class Unsupported(ValueError):
 _TOKEN_RE = re.compile(
     r"""\s*(?:
         (?P<number>\d+\.\d+(?:[eE][-+]?\d+)?|0x[0-9a-fA-F]+|\d+)u?
+      | (?P<long>r?(?:"{3}(?:\\.|[^\\])*?"{3}|'{3}(?:\\.|[^\\])*?'{3}))
       | (?P<text>r?(?:"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))
       | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
       | (?P<op>==|!=|<=|>=|&&|\|\||[-+*/%<>!?:.,()\[\]{}])
@@ -251,9 +252,10 @@ class _Parser:
 def _literal(kind: str, text: str) -> Any:
     if kind == "number":
         return float(text) if "." in text else int(text, 0) if text.startswith("0x") else int(text)
+    quotes = 3 if kind == "long" else 1
     if text[0] == "r":
-        return text[2:-1]
-    return re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), text[1:-1])
+        return text[1 + quotes : -quotes]
+    return re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), text[quotes:-quotes])
 
 
 def _variable(env: Env, name: str) -> Any:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stead.kube import quantity
+from stead.kube.gopattern import compile_go
 from stead.kube.meta import parse_time
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|us|ns|m|s)")
@@ -122,7 +123,7 @@ def _extreme(choose: Callable[[list[Any]], Any]) -> Callable[[Any], Any]:
 
 
 def _find(value: Any, pattern: Any) -> str:
-    match = re.search(_text(pattern), _text(value))
+    match = compile_go(_text(pattern)).search(_text(value))
     return match[0] if match else ""
 
 
@@ -131,7 +132,7 @@ FUNCTIONS: dict[tuple[str, int], Callable[..., Any]] = {
     ("startsWith", 2): lambda a, b: _text(a).startswith(_text(b)),
     ("endsWith", 2): lambda a, b: _text(a).endswith(_text(b)),
     ("contains", 2): lambda a, b: _text(b) in _text(a),
-    ("matches", 2): lambda a, b: re.search(_text(b), _text(a)) is not None,
+    ("matches", 2): lambda a, b: compile_go(_text(b)).search(_text(a)) is not None,
     ("int", 1): lambda a: int(a),
     ("uint", 1): lambda a: int(a),
     ("double", 1): lambda a: float(a),

@@ -14,6 +14,7 @@ from typing import Any
 
 from stead.kube import rule_check
 from stead.kube.errors import cause
+from stead.kube.gopattern import compile_go
 from stead.kube.schema import validate
 from stead.kube.structural import EMBEDDED, INT_OR_STRING, LIST_KEYS, LIST_TYPE, MAP_TYPE, PRESERVE, RULES, Schema
 
@@ -33,7 +34,9 @@ _MAX_DEPTH = 64
 
 def check_structural(schema: Schema, path: str) -> Causes:
     """Causes for what keeps a root schema from being structural. `path` is its field path."""
-    causes = [*_walk(schema, path, 0)]
+    if misshapen := [*_misshapen(schema, path, 0)]:
+        return misshapen
+    causes = [*_walk(schema, path)]
     if schema.get("type") == "object" or "type" not in schema:
         causes += _metadata(schema, path)
     elif schema.get("type") in _TYPES:
@@ -73,21 +76,59 @@ def _nested(schema: Schema, path: str) -> Iterator[tuple[Schema, str]]:
         yield schema["not"], f"{path}.not"
 
 
-# --- single keywords ------------------------------------------------------------------------------------------------
+# --- shape ------------------------------------------------------------------------------------------------------------
+
+_NUMBERS = ("maximum", "minimum", "multipleOf")
+_COUNTS = ("maxLength", "minLength", "maxItems", "minItems", "maxProperties", "minProperties")
+_FLAGS = ("nullable", "uniqueItems", "exclusiveMaximum", "exclusiveMinimum", PRESERVE, EMBEDDED, INT_OR_STRING)
+_SHAPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("type", "format", "pattern", "title", "description", LIST_TYPE, MAP_TYPE), (str,)),
+    **dict.fromkeys(("properties", "not"), (dict,)),
+    **dict.fromkeys((*_JUNCTORS, "required", "enum", LIST_KEYS, RULES), (list,)),
+    **dict.fromkeys(_NUMBERS, (int, float)),
+    **dict.fromkeys(_COUNTS, (int,)),
+    **dict.fromkeys(_FLAGS, (bool,)),
+    "items": (dict, list),
+    "additionalProperties": (dict, bool),
+}
+_RULE_TEXTS = ("rule", "message", "messageExpression", "reason", "fieldPath")
+_ITEMS: dict[str, type] = {"required": str, LIST_KEYS: str, RULES: dict, **dict.fromkeys(_JUNCTORS, dict)}
 
 
-def _walk(schema: Schema, path: str, depth: int) -> Iterator[dict[str, str]]:
+def _misshapen(schema: Any, path: str, depth: int) -> Iterator[dict[str, str]]:
+    """Causes for keywords whose values are of the wrong type; nothing else is looked at before these are right."""
+    if not isinstance(schema, dict):
+        yield _invalid(path, schema, "must be a schema object")
+        return
     if depth > _MAX_DEPTH:
         yield _forbidden(path, f"must not be nested deeper than {_MAX_DEPTH} levels")
         return
+    wrong = False
+    for name, value in schema.items():
+        allowed = _SHAPES.get(name)
+        fits = allowed is None or (isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool)))
+        if fits and name in _ITEMS:
+            fits = all(isinstance(item, _ITEMS[name]) for item in value)
+            if fits and name == RULES:
+                fits = all(isinstance(said, str | bool) for rule in value for said in rule.values())
+                fits = fits and not any(isinstance(rule.get(word), bool) for rule in value for word in _RULE_TEXTS)
+        if not fits:
+            wrong = True
+            yield _invalid(f"{path}.{name}", value, "is of the wrong type")
+    if not wrong:
+        for inner, where in [*((s, p) for s, p, _ in _children(schema, path)), *_nested(schema, path)]:
+            yield from _misshapen(inner, where, depth + 1)
+
+
+# --- single keywords ------------------------------------------------------------------------------------------------
+
+
+def _walk(schema: Schema, path: str) -> Iterator[dict[str, str]]:
     yield from _keywords(schema, path)
     yield from _list_rules(schema, path)
     yield from rule_check.check_rules(schema, path)
     for inner, where in [*((s, p) for s, p, _ in _children(schema, path)), *_nested(schema, path)]:
-        if not isinstance(inner, dict):
-            yield _invalid(where, inner, "must be a schema object")
-        else:
-            yield from _walk(inner, where, depth + 1)
+        yield from _walk(inner, where)
 
 
 def _keywords(schema: Schema, path: str) -> Iterator[dict[str, str]]:
@@ -117,7 +158,7 @@ def _keywords(schema: Schema, path: str) -> Iterator[dict[str, str]]:
 
 def _pattern_trouble(pattern: Any) -> str:
     try:
-        re.compile(str(pattern))
+        compile_go(str(pattern))
     except re.error as error:
         return str(error)
     return ""

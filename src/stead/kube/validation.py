@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 from stead.kube.cel import Unsupported, compile_rule, is_transition
 from stead.kube.cel_functions import RuleError
 from stead.kube.errors import cause
+from stead.kube.gopattern import compile_go
 from stead.kube.meta import parse_time
 from stead.kube.structural import INT_OR_STRING, LIST_KEYS, LIST_TYPE, OBJECT_META, RULES, Schema, child, join, type_of
 
@@ -112,7 +112,7 @@ class _Validation:
             causes.append(cause(path, f"Too long: may not be more than {longest} bytes", "FieldValueTooLong"))
         if shortest is not None and len(value) < shortest:
             causes.append(_invalid(path, value, f"{name} in body should be at least {shortest} chars long"))
-        if pattern is not None and not _pattern(pattern).search(value):
+        if pattern is not None and not compile_go(pattern).search(value):
             causes.append(_invalid(path, value, f"{name} in body should match '{pattern}'"))
         form = schema.get("format", "")
         if not _has_format(form, value):
@@ -195,12 +195,6 @@ class _Validation:
 def _summary(value: Any) -> Any:
     """What messages show of a structure: nothing."""
     return "" if isinstance(value, dict | list) else value
-
-
-@lru_cache(maxsize=512)
-def _pattern(pattern: str) -> re.Pattern[str]:
-    r"""A Go pattern as Python's; `$` must not match before a last newline, as it does not in Go."""
-    return re.compile(re.sub(r"(?<!\\)\$$", r"\\Z", pattern))
 
 
 def _has_format(form: str, value: str) -> bool:

@@ -51,7 +51,7 @@ def prepare(obj: Object, old: Object | None) -> Object:
         names["singular"] = names.get("singular") or kind.lower()
         names["listKind"] = names.get("listKind") or f"{kind}List"
     spec["names"] = names
-    spec["versions"] = [_without_null_defaults(version) for version in spec.get("versions") or []]
+    spec["versions"] = _without_nulls(spec.get("versions") or [])
     spec.setdefault("conversion", {"strategy": "None"})
     if spec.get("preserveUnknownFields") is False:
         del spec["preserveUnknownFields"]
@@ -63,12 +63,12 @@ def prepare(obj: Object, old: Object | None) -> Object:
     return {**obj, "spec": spec, "status": status}
 
 
-def _without_null_defaults(value: Any) -> Any:
-    """A schema in which `default: null` says nothing, as Go reads it."""
+def _without_nulls(value: Any) -> Any:
+    """A version in which null says nothing, as Go reads it; in an enum it is a value."""
     if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if not (key == "default" and item is None)}
-        return {key: _without_null_defaults(item) for key, item in kept.items()}
-    return [_without_null_defaults(item) for item in value] if isinstance(value, list) else value
+        kept = {key: item for key, item in value.items() if item is not None}
+        return {key: item if key == "enum" else _without_nulls(item) for key, item in kept.items()}
+    return [_without_nulls(item) for item in value if item is not None] if isinstance(value, list) else value
 
 
 # --- who may write ----------------------------------------------------------------------------------------------------
@@ -173,6 +173,7 @@ def _is_label(text: str) -> bool:
 def _conversion(spec: Object) -> Iterator[dict[str, str]]:
     conversion = spec.get("conversion") or {}
     strategy, webhook = conversion.get("strategy"), conversion.get("webhook")
+    webhook = webhook if isinstance(webhook, dict) else {}
     if not strategy:
         yield _required("spec.conversion.strategy")
     elif strategy not in ("None", "Webhook"):
@@ -182,11 +183,11 @@ def _conversion(spec: Object) -> Iterator[dict[str, str]]:
         text = "Forbidden: should not be set when strategy is not set to Webhook"
         yield cause("spec.conversion.webhookClientConfig", text, "FieldValueForbidden")
     elif strategy == "Webhook":
-        if not (webhook or {}).get("clientConfig"):
+        if not webhook.get("clientConfig"):
             yield _required("spec.conversion.webhookClientConfig", "required when strategy is set to Webhook")
-        if not (webhook or {}).get("conversionReviewVersions"):
+        if not webhook.get("conversionReviewVersions"):
             yield _required("spec.conversion.conversionReviewVersions")
-        elif (webhook or {}).get("clientConfig"):
+        elif webhook.get("clientConfig"):
             text = "Forbidden: Stead calls no webhooks: versions are converted by strategy None only"
             yield cause("spec.conversion.strategy", text, "FieldValueForbidden")
 
@@ -318,10 +319,11 @@ def _selectable(version: Object, path: str) -> Iterator[dict[str, str]]:
 
 
 def _schema_at(schema: Object, path: str) -> Object | None:
-    here: Object | None = schema
+    here: Any = schema
     for step in path.split(".")[1:]:
-        here = ((here or {}).get("properties") or {}).get(step)
-    return here if path.startswith(".") else None
+        properties = here.get("properties") if isinstance(here, dict) else None
+        here = properties.get(step) if isinstance(properties, dict) else None
+    return here if path.startswith(".") and isinstance(here, dict) else None
 
 
 _PARTS: dict[str, tuple[str, Any]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from stead.kinds.foreign import resources_of, version_order
 from stead.kinds.resource import Resource
 from stead.kube.structural_rules import check_structural
 from stead.kube.validation import ABSENT, validate
-from stead.server import foreign
+from stead.server import definition_rules, foreign
 from stead.server.definition_status import decide_status, terminating
 
 Object = dict[str, Any]
@@ -44,6 +46,20 @@ def test_what_is_not_structural_says_where(schema: Object, field: str, text: str
     causes = check_structural(schema, "s")
     assert [each["field"] for each in causes] == [field], causes
     assert text in causes[0]["message"]
+
+
+@pytest.mark.parametrize("inner", [
+    "x", 1, {"type": 1}, {"type": "object", "properties": "x"}, {"type": "object", "properties": {"b": "x"}},
+    {"type": "array", "items": 5}, {"type": "string", "maxLength": "5"}, {"type": "string", "nullable": "yes"},
+    {"type": "string", "x-kubernetes-validations": ["x"]}, {"allOf": [1]}, {"type": "integer", "maximum": True},
+    {"type": "string", "x-kubernetes-validations": [{"rule": 5}]},
+    {"type": "string", "x-kubernetes-validations": [{"rule": "true", "fieldPath": True}]},
+    {"type": "object", "required": [{}]}, {"type": "array", "x-kubernetes-list-map-keys": [[]]},
+])  # fmt: skip
+def test_what_is_no_schema_is_refused_before_anything_reads_it(inner: Any) -> None:
+    causes = check_structural(root(a=inner), "s")
+    assert causes
+    assert causes[0]["field"].startswith("s.properties[a]")
 
 
 @pytest.mark.parametrize("inner", [
@@ -124,3 +140,40 @@ def test_items_of_a_map_list_have_a_past() -> None:
     assert validate(schema, [{"k": "b", "v": "2"}, {"k": "c", "v": "9"}], old=old) == []
     assert [c["field"] for c in validate(schema, [{"k": "b", "v": "3"}], old=old)] == ["[0].v"]
     assert validate(schema, [{"k": "b", "v": "3"}], old=ABSENT) == []
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of everything inside a value."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in pairs:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def test_no_oddity_inside_a_schema_breaks_the_rules_that_judge_it() -> None:
+    inner = {
+        "type": "object", "required": ["a"], "properties": {
+            "a": {"type": "integer", "default": 1, "maximum": 3, "enum": [1, 2]},
+            "s": {"type": "string", "pattern": "a", "x-kubernetes-validations": [{"rule": "self=='a'"}]},
+            "l": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"],
+                  "items": {"type": "object", "required": ["k"], "properties": {"k": {"type": "string"}}}},
+            "i": {"x-kubernetes-int-or-string": True, "anyOf": [{"type": "integer"}, {"type": "string"}]},
+        },
+    }  # fmt: skip
+    whole = definition("as", "A")
+    whole["spec"]["versions"] = [{
+        "name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": root(spec=inner)},
+        "subresources": {"scale": {"specReplicasPath": ".spec.a", "statusReplicasPath": ".status.a"}},
+        "additionalPrinterColumns": [{"name": "A", "type": "string", "jsonPath": ".spec.a"}],
+        "selectableFields": [{"jsonPath": ".spec.s"}],
+    }]  # fmt: skip
+    assert definition_rules.check(definition_rules.prepare(whole, None), None) == []
+    schema = ("spec", "versions", 0, "schema")
+    for path in [path for path in places(whole) if path[:4] == schema and len(path) > 4]:
+        for odd in (None, 5, "x", [], {}, True, [{}], ["x"], -1.5, [None]):
+            broken = copy.deepcopy(whole)
+            above = broken
+            for step in path[:-1]:
+                above = above[step]
+            above[path[-1]] = odd
+            definition_rules.check(definition_rules.prepare(broken, None), None)
