@@ -124,6 +124,8 @@ class _HttpProtocol(HttpToolsProtocol):
         if self.lost is not None:
             self.lost()
         super().connection_lost(exc)
+        # uvicorn leaves this timer after a reset: it would keep the connection, its buffers and its body for minutes.
+        self._unset_keepalive_if_required()
 
     def handle_websocket_upgrade(self) -> None:
         super().handle_websocket_upgrade()
