@@ -35,6 +35,8 @@ __all__ = [
 
 #: request bodies above this are refused before they come here (kube-apiserver's limit)
 MAX_BYTES = 3 * 1024 * 1024
+#: keys in all objects of a body; no object that fits into the store has nearly as many, and each costs time
+MAX_KEYS = 100_000
 #: bytes of a refused body that its message shows
 _SHOWN_BODY = 1024
 
@@ -93,8 +95,12 @@ class _Pairs:
     def __init__(self) -> None:
         # id → (dict, keys): the dict is kept alive so that its id stays its own.
         self.found: dict[int, tuple[dict[str, Any], list[str]]] = {}
+        self.keys = 0
 
     def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        self.keys += len(pairs)
+        if self.keys > MAX_KEYS:
+            raise DecodeError(f"limit is {MAX_KEYS} keys")
         result = dict(pairs)
         if len(result) != len(pairs):
             seen: set[str] = set()

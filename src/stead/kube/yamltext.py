@@ -270,7 +270,10 @@ def _integer(bare: str) -> int | float | str:
     except ValueError:
         return bare
     number = -number if sign == "-" else number
-    return number if -(2**63) <= number < 2**64 else float(number)
+    try:
+        return number if -(2**63) <= number < 2**64 else float(number)
+    except OverflowError:  # digits beyond any number: text
+        return bare
 
 
 def encode_yaml(value: Any) -> bytes:

@@ -126,11 +126,15 @@ def _choose(media: str, params: dict[str, str], projections: bool) -> Accepted |
     return Accepted(chosen, wanted, version)
 
 
+#: warnings that an answer carries; clients refuse answers of more than about a hundred headers
+MOST_WARNINGS = 64
+
+
 def warning_headers(texts: list[str]) -> list[tuple[str, str]]:
     """`Warning: 299 - "text"` headers: deduplicated, no control characters, about 4 KiB altogether."""
     headers: list[tuple[str, str]] = []
     budget = 4096
-    for text in dict.fromkeys(texts):
+    for text in dict.fromkeys(texts[:MOST_WARNINGS]):
         clean = "".join(char if char.isprintable() else " " for char in text)
         quoted = clean.replace("\\", "\\\\").replace('"', '\\"')[: max(0, min(budget, 1024))]
         if not quoted:

@@ -15,6 +15,7 @@ import contextlib
 import resource
 import socket
 import ssl
+from asyncio import sslproto
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ STOP_SECONDS = 5
 HANDSHAKE_SECONDS = 10.0
 HEAD_BYTES = 256 * 1024
 LEFTOVER_BYTES = 8 * 1024 * 1024
+TLS_BUFFER_BYTES = 32 * 1024
 #: open connections, and those among them that have not sent a request head
 MAX_SOCKETS = 16384
 MAX_UNPROVEN = 1000
@@ -122,6 +124,8 @@ class _HttpProtocol(HttpToolsProtocol):
         if self.lost is not None:
             self.lost()
         super().connection_lost(exc)
+        # uvicorn leaves this timer after a reset: it would keep the connection, its buffers and its body for minutes.
+        self._unset_keepalive_if_required()
 
     def handle_websocket_upgrade(self) -> None:
         super().handle_websocket_upgrade()
@@ -259,6 +263,14 @@ class Door:
             task.cancel()
 
 
+def lean_tls() -> None:
+    """Let a TLS connection of asyncio have a buffer of 32 KiB, not 256: a record has 16, and idle watches are many.
+
+    The figure is an attribute of asyncio's class, with no parameter that leads to it; it holds for the whole process.
+    """
+    sslproto.SSLProtocol.max_size = TLS_BUFFER_BYTES
+
+
 def raise_open_files() -> None:
     """Let the process have as many descriptors as it is allowed to: the usual 1,024 are fewer than its clients."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -283,6 +295,7 @@ class Listener:
         """Bind and serve. Raises OSError when the address is taken."""
         listening = self._listening
         raise_open_files()
+        lean_tls()
         bound = socket.create_server((listening.host, listening.port), backlog=512, reuse_port=False)
         bound.setblocking(False)
         # Inherited by every connection. asyncio sets it only on sockets whose protocol is named, which these are not;
