@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import yaml
-from controller_world import Plane, machine, plane
 from tests.api_server import RunningServer, running_server
 from tests.client_programs import kubectls
 from tests.health_rules import argo, condition_of, kstatus
 from tests.kubectl_program import Program, kubeconfig_in
 
+from controller_world import Plane, machine, plane
 from stead.kinds import register
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -1,6 +1,6 @@
 """`/openapi/v2` in protobuf, decoded by Google's protoc with the message definitions that Kubernetes' clients use.
 
-The definitions are gnostic's `OpenAPIv2.proto` from Debian's golang-github-googleapis-gnostic-dev; `check` installs both.
+The definitions are gnostic's `OpenAPIv2.proto`, from Debian 12's package; `check` installs both.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def lines(text: str) -> Iterator[str]:
 
 
 def message(rest: Iterator[str]) -> Message:
-    """A message in text form as a dictionary of lists. A field that the definitions lack would have a number for name."""
+    """A message in text form as a dictionary of lists. A field that the definitions lack has a number for name."""
     found: Message = {}
     for line in rest:
         if line == "}":
