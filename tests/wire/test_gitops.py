@@ -6,7 +6,6 @@ in for a host. `tests/health_rules.py` judges as Flux and Argo CD do.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest_asyncio
 import yaml
 from tests.api_server import RunningServer, running_server
 from tests.client_programs import kubectls
-from tests.health_rules import argo, kstatus
+from tests.health_rules import argo, condition_of, kstatus
 from tests.kubectl_program import Program, kubeconfig_in
 
 from controller_world import Plane, machine, plane
@@ -100,27 +99,18 @@ async def test_a_folder_is_applied_drifts_is_corrected_and_pruned(kubectl: Progr
     assert await world.get(register.VIRTUAL_MACHINE, "one", namespace) is not None
 
 
-async def test_a_change_is_in_progress_until_it_was_observed(kubectl: Program, world: Plane) -> None:
+async def test_a_change_that_needs_a_restart_is_in_progress_until_then(kubectl: Program, world: Plane) -> None:
+    """As in KubeVirt: the observed generation is the one that the running guest was started from."""
     namespace = f"git-{kubectl.version}"
     await kubectl.run("create", "ns", namespace)
     await synchronise(kubectl)
-    await until(world, kubectl, "one", lambda vm: kstatus(vm) == "Current")
-    seen: list[Object] = []
-    watching = asyncio.create_task(collect(world, namespace, seen))
+    started = await until(world, kubectl, "one", lambda vm: kstatus(vm) == "Current")
     declare(kubectl, "one", "Always", "96Mi")
     await synchronise(kubectl)
-    changed = await until(
-        world, kubectl, "one", lambda vm: kstatus(vm) == "Current" and vm["metadata"]["generation"] > 1
-    )
-    watching.cancel()
-    assert changed["spec"]["template"]["spec"]["domain"]["memory"]["guest"] == "96Mi"
+    waiting = await until(world, kubectl, "one", lambda vm: condition_of(vm, "RestartRequired").get("status") == "True")
+    assert (kstatus(waiting), argo(waiting)) == ("InProgress", "Healthy")
+    assert waiting["metadata"]["generation"] == started["metadata"]["generation"] + 1
+    await world.client.delete(register.VIRTUAL_MACHINE_INSTANCE, namespace, "one")
+    changed = await until(world, kubectl, "one", lambda vm: (kstatus(vm), argo(vm)) == ("Current", "Healthy"))
     assert changed["status"]["observedGeneration"] == changed["metadata"]["generation"]
-    first = next(vm for vm in seen if vm["metadata"]["generation"] == changed["metadata"]["generation"])
-    assert kstatus(first) == "InProgress"
-
-
-async def collect(world: Plane, namespace: str, seen: list[Object]) -> None:
-    """Keep each state of the machine `one`."""
-    async for event in world.client.watch(register.VIRTUAL_MACHINE):
-        if event.object["metadata"]["name"] == "one" and event.object["metadata"]["namespace"] == namespace:
-            seen.append(event.object)
+    assert condition_of(changed, "RestartRequired").get("status") != "True"

@@ -274,7 +274,7 @@ def _merge_map(base: dict[str, Any], patch: dict[str, Any], schema: Schema) -> d
     if directive == "delete":
         return {}
     if directive is not None and directive != "merge":
-        raise ApiError("BadRequest", f"unknown patch type: {directive} in map: {_go_map(patch)}")
+        raise ApiError("BadRequest", f"unknown patch type: {directive} in map: {go_map(patch)}")
     result = dict(base)
     if _RETAIN in patch:
         result = _retain(result, patch)
@@ -355,7 +355,7 @@ def _merge_list(base: list[Any], patch: list[Any], key: str, items: Schema) -> l
 
 def _key_of(item: Any, key: str) -> Any:
     if not isinstance(item, dict) or key not in item:
-        raise ApiError("BadRequest", f"map: {_go_map(item)} does not contain declared merge key: {key}")
+        raise ApiError("BadRequest", f"map: {go_map(item)} does not contain declared merge key: {key}")
     value = item[key]
     return value if not isinstance(value, dict | list) else str(value)
 
@@ -389,10 +389,10 @@ def _ordered(name: str, value: list[Any], order: Any, base: Any, schema: Schema)
     return [by_key[i] for i in [*ranked, *(i for i in by_key if i not in ranked)]]
 
 
-def _go_map(value: Any) -> str:
+def go_map(value: Any) -> str:
     """A value as Go's %v prints it, for messages."""
     if isinstance(value, dict):
-        return "map[" + " ".join(f"{k}:{_go_map(v)}" for k, v in sorted(value.items())) + "]"
+        return "map[" + " ".join(f"{k}:{go_map(v)}" for k, v in sorted(value.items())) + "]"
     if isinstance(value, list):
-        return "[" + " ".join(map(_go_map, value)) + "]"
-    return {True: "true", False: "false", None: "<nil>"}.get(value, str(value)) if not isinstance(value, str) else value
+        return "[" + " ".join(map(go_map, value)) + "]"
+    return "<nil>" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

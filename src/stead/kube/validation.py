@@ -313,6 +313,15 @@ def type_mismatch(schema: Schema, obj: dict[str, Any], kind: str) -> str | None:
     return _mismatch(schema, obj, kind)
 
 
+def has_number_for_text(schema: Schema, value: Any) -> bool:
+    """Whether an integer stands where a string is declared, which kube-apiserver words apart in strategic merges."""
+    if isinstance(value, dict):
+        return any(has_number_for_text(child(schema, key) or {}, held) for key, held in value.items())
+    if isinstance(value, list):
+        return any(has_number_for_text(schema.get("items") or {}, held) for held in value)
+    return schema.get("type") == "string" and not schema.get(INT_OR_STRING) and type_of(value) == "integer"
+
+
 def _mismatch(schema: Schema, value: Any, where: str) -> str | None:
     if value is None:
         return None

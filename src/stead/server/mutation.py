@@ -14,6 +14,7 @@ from stead.kinds.resource import Resource
 from stead.kube import apply as apply_patch
 from stead.kube import meta, patch
 from stead.kube.errors import ApiError, cause, invalid
+from stead.kube.validation import has_number_for_text
 from stead.server.calls import Call
 from stead.server.catalogue import Served
 from stead.server.registry import Object
@@ -38,6 +39,10 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
             new = patch.merge_patch(old, self.operations)
         else:
             new = patch.strategic_merge_patch(old, self.operations, served.schema)
+            if served.resource.builtin and has_number_for_text(served.schema, new):
+                value = f'Invalid value: "{patch.go_map(self.operations)}": cannot convert int64 to string'
+                causes = [cause("patch", value, "FieldValueInvalid")]
+                raise ApiError("Invalid", f' "" is invalid: patch: {value}', {"causes": causes})
         return new
 
 
