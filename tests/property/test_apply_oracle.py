@@ -168,8 +168,8 @@ def _managers(live: Object | None) -> dict[str, fs.Paths]:
 
 
 def _comparable(value: Any) -> Any:
-    """Without what the library changed since Debian's version (4.1.2, Kubernetes 1.22): the order of merged lists, which
-    the recordings of 1.36 hold us to. A null is where a map or list has lost its last item: absent or empty to us.
+    """Without what the library changed since Debian's version (4.1.2): the order of merged lists, to which the
+    recordings of 1.36 hold us. A null is where a map or list has lost its last item: absent or empty to us.
     """
     if isinstance(value, dict):
         return {key: kept for key, item in value.items() if (kept := _comparable(item)) not in ({}, [], None)}
