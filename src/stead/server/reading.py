@@ -176,7 +176,7 @@ class Reader:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._snapshots: OrderedDict[tuple[str, int], list[Entry]] = OrderedDict()
+        self._snapshots: OrderedDict[tuple[str, int], Sequence[Entry]] = OrderedDict()
 
     async def wait_until(self, revision: int) -> None:
         """Wait for a revision that a client has seen elsewhere. Raises 504 when it does not come."""
@@ -205,10 +205,10 @@ class Reader:
         if revision:
             await self.wait_until(revision)
         if exact and revision:
-            entries = self._exact(prefix, revision)
-            if entries is None:
+            known = self._exact(prefix, revision)
+            if known is None:
                 raise ApiError("Expired", _OLD_EXACT)
-            return self._cut(prefix, entries, revision, options)
+            return self._cut(prefix, known, revision, options)
         name = options.selector.fields.exact("metadata.name")
         if name is not None and namespace:
             entry = self._registry.cache.get(prefix + name)
@@ -221,6 +221,7 @@ class Reader:
 
     def _continue(self, prefix: str, options: ListOptions) -> Page:
         revision, start = decode_token(options.token)
+        entries: Sequence[Entry]
         if revision < 0:
             entries, revision = self._registry.cache.list(prefix)
         else:
@@ -231,16 +232,18 @@ class Reader:
                 raise error
             entries = kept
         keys = [entry.key for entry in entries]
-        return self._cut(prefix, entries[bisect.bisect_left(keys, prefix + start) :], revision, options)
+        return self._cut(prefix, entries, revision, options, bisect.bisect_left(keys, prefix + start))
 
-    def _cut(self, prefix: str, entries: Sequence[Entry], revision: int, options: ListOptions) -> Page:
-        """Take what is selected, up to the limit."""
+    def _cut(self, prefix: str, entries: Sequence[Entry], revision: int, options: ListOptions, first: int = 0) -> Page:
+        """Take what is selected, from the entry `first` on, up to the limit."""
         registry, selector, limit = self._registry, options.selector, options.limit
         chosen: list[Record] = []
-        for at, entry in enumerate(entries):
+        for at in range(first, len(entries)):
+            entry = entries[at]
             if limit and len(chosen) == limit:
                 start = chosen[-1].key.removeprefix(prefix) + "\0"
-                self._keep(prefix, revision, list(entries[at:]))
+                # Whole: others page through the same revision, from its beginning too.
+                self._keep(prefix, revision, entries)
                 remaining = None if selector else len(entries) - at
                 return Page(chosen, revision, encode_token(revision, start), remaining)
             kept = bool(selector) or limit > 0
@@ -249,13 +252,13 @@ class Reader:
                 chosen.append(record)
         return Page(chosen, revision)
 
-    def _keep(self, prefix: str, revision: int, rest: list[Entry]) -> None:
-        self._snapshots[prefix, revision] = rest
+    def _keep(self, prefix: str, revision: int, entries: Sequence[Entry]) -> None:
+        self._snapshots[prefix, revision] = entries
         self._snapshots.move_to_end((prefix, revision))
         while len(self._snapshots) > _KEPT_SNAPSHOTS:
             self._snapshots.popitem(last=False)
 
-    def _exact(self, prefix: str, revision: int) -> list[Entry] | None:
+    def _exact(self, prefix: str, revision: int) -> Sequence[Entry] | None:
         """Entries as they stood at a revision, or None when that is no longer known."""
         kept = self._snapshots.get((prefix, revision))
         if kept is not None:
