@@ -105,7 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: PEM file with the authorities of the issuer's certificate; "" = those of the system
     oidc_ca_file: str = ""
     #: file with an audit.k8s.io/v1 Policy: how much of which requests the audit log keeps; none = metadata of all
-    audit_policy: Path | None = None
+    audit_policy: str = ""
     #: debug, info, warning or error
     log_level: str = "info"
     #: "text" for people, "json" for machines, "" = text on a terminal

@@ -103,7 +103,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
                 token_key=key,
                 address=settings.url.removeprefix("https://"),
                 audit_path=settings.plane_dir / "audit.log",
-                audit_policy=audit_policy.load(settings.audit_policy),
+                audit_policy=audit_policy.load(Path(settings.audit_policy) if settings.audit_policy else None),
                 agent_tls=agent_tls,
                 oidc=_oidc(settings),
             ),
