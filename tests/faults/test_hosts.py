@@ -29,6 +29,7 @@ from tests.stead_host import (
 
 from stead.client.contract import Object
 from stead.kinds import register
+from stead.store.migrations import FORMAT
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
@@ -242,7 +243,7 @@ async def test_an_upgrade_under_running_guests(tmp_path: Path) -> None:
 
         await stead.until(complains, "the plane says that the upgrade failed", 30)
         await stead.down()
-        assert format_of() == 1
+        assert format_of() == FORMAT
         # the release before goes on with it
         release.write_text("")
         await stead.up()
@@ -252,8 +253,8 @@ async def test_an_upgrade_under_running_guests(tmp_path: Path) -> None:
         release.write_text(LATER.format(failing="", fails=False))
         await stead.up()
         await unchanged()
-        assert format_of() == 2
-        copy = store.with_name("store.db.format-1")
+        assert format_of() == FORMAT + 1
+        copy = store.with_name(f"store.db.format-{FORMAT}")
         assert copy.stat().st_mode & 0o077 == 0
 
         async def is_asked_to_pause() -> bool:
@@ -270,7 +271,7 @@ async def test_an_upgrade_under_running_guests(tmp_path: Path) -> None:
         await stead.up(wait=False)
 
         async def refuses() -> bool:
-            return "has format 2, this release knows formats up to 1" in stead.tail(20000)
+            return f"has format {FORMAT + 1}, this release knows formats up to {FORMAT}" in stead.tail(20000)
 
         await stead.until(refuses, "the older release refuses the newer store", 30)
         await stead.down()
