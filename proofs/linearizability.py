@@ -66,7 +66,7 @@ async def recorded_plane(synchronous: str) -> AsyncIterator[tuple[rig.Rig, Path]
     with rig.isolation.scratch() as root:
         folder = root / "durable"
         folder.mkdir(mode=0o777)
-        folder.chmod(0o777)
+        folder.chmod(0o777)  # the account of the plane writes here; nothing of worth lies in it
         root.chmod(0o711)
         async with rig.plane(power.__file__, str(folder), synchronous) as plane:
             yield plane, folder
