@@ -177,6 +177,9 @@ def _policy(settings: Settings) -> Policy:
 async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
     """Network, pools, hypervisor, machines; returns when `stopping` is set. Guests go on running."""
     from stead.agent.agent import Agent, AgentDeps
+    from stead.agent.exports import Exports
+    from stead.agent.machine import Machine
+    from stead.agent.snapshots import Snapshots
     from stead.agent.stock import Stock
     from stead.agent.volumes import Hooks, Volumes, VolumeSettings
     from stead.agent.workshop import AgentSettings
@@ -203,6 +206,9 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
         for agent in agents:
             agent.resized(path, size_bytes)
 
+    def machine_with(path: str) -> Machine | None:
+        return agents[0].machine_with(path) if agents else None
+
     disks = ContainerDisks(settings.agent_dir / "container-disks", settings.container_disk_cache_bytes, uses_disk)
     async with contextlib.AsyncExitStack() as undo:
         client = RemoteClient(
@@ -227,6 +233,7 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
             ),
             Hooks(is_in_use=uses_disk, resized=resized),
         )
+        snapshots = Snapshots(client, pools.values(), settings.host, machine_with)
         tls = pki.server_context(files.agent, files.ca, require_client=True)
         agent = Agent(
             AgentDeps(
@@ -249,8 +256,9 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
                 ),
                 pod_networks=network,
                 uploads=volumes,
+                exports=Exports(pools.values(), uses_disk),
                 tls=tls,
-                companions=(volumes.run,),
+                companions=(volumes.run, snapshots.run),
             )
         )
         agents.append(agent)

@@ -25,6 +25,7 @@ from stead.server.bootstrap_tokens import BootstrapTokens
 from stead.server.catalogue import Catalogue
 from stead.server.definition_rules import CONTROLLER_NAME
 from stead.server.definitions import Definitions
+from stead.server.exports import Exports
 from stead.server.health import Health, Metrics
 from stead.server.local import LocalVerbs
 from stead.server.login import Logins
@@ -87,6 +88,7 @@ class ApiServer:
             reviews=Reviews(self.verbs, self.authenticator, self.authorizer),
             subresources=Subresources(self.verbs, self.agents),
             uploads=Uploads(self.registry, self.issuer, self.agents),
+            exports=Exports(self.registry, self.agents),
             logins=Logins(self._own_verbs, self.registry),
         ))  # fmt: skip
 

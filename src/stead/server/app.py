@@ -67,6 +67,9 @@ LOGIN_PATHS = ("/auth/login", "/auth/logout")
 #: what a client is told that still uses an old version of a group
 _DEPRECATED = {
     ("kubevirt.io", "v1alpha3"): "kubevirt.io/v1alpha3 is now deprecated and will be removed in a future release.",
+    ("export.kubevirt.io", "v1beta1"): (
+        "export.kubevirt.io/v1beta1 VirtualMachineExport is now deprecated and will be removed in a future version."
+    ),
 }
 
 Scope = dict[str, Any]
@@ -111,7 +114,7 @@ class ReviewHandler(Protocol):
 
 
 class UploadHandler(Protocol):
-    """`server.uploads`: CDI's upload paths."""
+    """`server.uploads` and `server.exports`: paths that are opened by a token of their own."""
 
     async def handle(self, exchange: Exchange) -> Answer | None: ...
 
@@ -135,6 +138,7 @@ class Server(msgspec.Struct, kw_only=True):
     reviews: ReviewHandler | None = None
     subresources: SubresourceHandler | None = None
     uploads: UploadHandler | None = None
+    exports: UploadHandler | None = None
     logins: LoginHandler | None = None
     address: str = ""
 
@@ -247,6 +251,8 @@ class App:
         request, server = exchange.request, self._server
         if server.uploads is not None and request.path.startswith("/v1beta1/upload"):
             return await server.uploads.handle(exchange)
+        if server.exports is not None and request.path.startswith("/api/export.kubevirt.io/"):
+            return await server.exports.handle(exchange)
         if server.logins is not None and request.path.rstrip("/") in LOGIN_PATHS:
             return await server.logins.handle(exchange)
         await self._authenticate(exchange)

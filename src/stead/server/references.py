@@ -27,6 +27,7 @@ FILE_ANNOTATIONS = ("stead.io/file", "stead.io/format", "stead.io/adopt")
 #: annotations that plane and agent write for each other
 OWN_ANNOTATIONS = (
     "stead.io/source", "stead.io/volume-handle", "stead.io/transfer", "stead.io/image-digest", "stead.io/addresses",
+    "stead.io/host", "stead.io/snapshot-group", "stead.io/indications",
 )  # fmt: skip
 #: who may write those: our controllers, and agents (what those may write is `node_authz`'s business)
 _CONTROLLERS = "system:serviceaccounts:kubevirt"
@@ -67,7 +68,9 @@ def _references(resource: Resource, obj: Object) -> Iterator[Reference]:
         yield from _data((spec.get("template") or {}).get("spec") or {}, namespace)
     elif kind == _key(register.DATA_SOURCE):
         yield from _data(spec, namespace)
-    elif kind in (_key(register.PERSISTENT_VOLUME_CLAIM), _key(register.PERSISTENT_VOLUME)):
+    elif kind in (_key(register.PERSISTENT_VOLUME_CLAIM), _key(register.PERSISTENT_VOLUME)) or kind == _key(
+        register.VOLUME_SNAPSHOT
+    ):
         yield from _annotations(metadata)
 
 
@@ -97,6 +100,10 @@ def _kernel(spec: Object) -> Iterator[Reference]:
     image = ((firmware.get("kernelBoot") or {}).get("container") or {}).get("image") or ""
     if image.startswith("file:"):
         yield Reference("file", f"kernelBoot image {image}")
+
+
+#: kinds that plane and agent talk by
+_OWN = tuple(map(_key, (register.PERSISTENT_VOLUME_CLAIM, register.PERSISTENT_VOLUME, register.VOLUME_SNAPSHOT)))
 
 
 class ReferenceGuard:

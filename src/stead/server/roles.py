@@ -68,6 +68,12 @@ _TYPES = [
     "virtualmachineinstancetypes", "virtualmachineclusterinstancetypes", "virtualmachinepreferences",
     "virtualmachineclusterpreferences",
 ]  # fmt: skip
+_COPIES = [
+    (["snapshot.kubevirt.io"], ["virtualmachinesnapshots", "virtualmachinesnapshotcontents", "virtualmachinerestores"]),
+    (["export.kubevirt.io"], ["virtualmachineexports"]),
+    (["clone.kubevirt.io"], ["virtualmachineclones"]),
+    (["snapshot.storage.k8s.io"], ["volumesnapshots"]),
+]
 _CDI = ["datavolumes", "datasources", "dataimportcrons"]
 _CDI_CLUSTER = ["storageprofiles", "cdiconfigs", "cdis"]
 
@@ -83,6 +89,7 @@ def _kubevirt_rules(verbs: list[str], use: bool) -> list[Rule]:
         _rule([_SUB], [*_of("virtualmachineinstances", _INSTANCE_READ), "virtualmachines/expand-spec"], ["get"]),
         _rule([_SUB], ["expand-vm-spec"], ["update"]),
         _rule([_OWN_SUB], ["virtualmachineinstances/stats"], ["get"]),
+        *(_rule(groups, names, verbs) for groups, names in _COPIES),
     ]
     if use:
         rules += [
