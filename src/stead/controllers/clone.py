@@ -33,6 +33,7 @@ from stead.kinds.register import (
     MACHINE_SNAPSHOT_CONTENT,
     VIRTUAL_MACHINE,
 )
+from stead.kube.errors import ApiError
 
 Object = dict[str, Any]
 
@@ -193,6 +194,13 @@ def decide_status(view: View) -> Object:
     return status
 
 
+def refused(view: View, clone: Object, why: str) -> Object:
+    """The status of a clone whose patches the server does not take."""
+    wanted = [condition("Progressing", "False", why), condition("Ready", "False", why)]
+    dated = merge_conditions(status_of(clone).get("conditions"), wanted, text_from_time(view.now))
+    return {**status_of(clone), "phase": "Failed", "conditions": dated}
+
+
 class Clones:
     """The controller's hands."""
 
@@ -246,7 +254,12 @@ class Clones:
             await create_if_absent(self._client, MACHINE_SNAPSHOT, build_snapshot(clone))
         ready = status_of(view.snapshot).get("readyToUse")
         if ready and view.restore is None and view.content is not None:
-            await create_if_absent(self._client, MACHINE_RESTORE, build_restore(clone, view.content))
+            try:
+                await create_if_absent(self._client, MACHINE_RESTORE, build_restore(clone, view.content))
+            except ApiError as error:
+                if error.code != 422:
+                    raise
+                await write_status(self._client, MACHINE_CLONE, clone, refused(view, clone, error.message))
         return LOOK_SECONDS
 
     def _view(self, clone: Object) -> View:

@@ -27,7 +27,11 @@ RESTORE_NAME = "restore.kubevirt.io/name"
 LAST_RESTORE = "restore.kubevirt.io/lastRestoreUID"
 #: on a machine that is being restored: the run strategy that it will have
 RUN_STRATEGY = "kubevirt.io/restore-run-strategy"
-_FILLED_BY = ("cdi.kubevirt.io/storage.import", "cdi.kubevirt.io/storage.pod", "cdi.kubevirt.io/storage.condition")
+#: annotations that say how the old claim was filled, or that plane and agent write for each other
+_NOT_COPIED = (
+    "stead.io/", "volume.", "pv.", "cdi.kubevirt.io/storage.import", "cdi.kubevirt.io/storage.pod",
+    "cdi.kubevirt.io/storage.condition",
+)  # fmt: skip
 
 
 def mark_of(restore: Object) -> str:
@@ -80,8 +84,9 @@ def build_claim(restore: Object, backup: Object, planned: Object, snapshot: Obje
     spec["dataSourceRef"] = dict(source)
     overrides = spec_of(restore).get("volumeRestoreOverrides") or ()
     override: Object = next((o for o in overrides if o.get("volumeName") == planned["volumeName"]), {})
-    annotations = {k: v for k, v in annotations_of(kept).items() if not k.startswith(_FILLED_BY)}
-    annotations |= {IMMEDIATE: "true", **(override.get("annotations") or {}), RESTORE_NAME: mark_of(restore)}
+    wanted = {**annotations_of(kept), **(override.get("annotations") or {})}
+    annotations = {k: v for k, v in wanted.items() if not k.startswith(_NOT_COPIED)}
+    annotations |= {IMMEDIATE: "true", RESTORE_NAME: mark_of(restore)}
     labels = {**labels_of(kept), **(override.get("labels") or {})}
     return {
         "apiVersion": "v1",

@@ -15,7 +15,7 @@ import msgspec
 
 from stead.server.admission.contract import Json, Lookup
 from stead.server.admission.findings import REQUIRED, Findings, bad_request
-from stead.server.admission.rules_snapshot import check_duration, check_unchanged
+from stead.server.admission.rules_snapshot import check_duration, check_unchanged, untouchable
 
 #: what Kubernetes' generated names are made of
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
@@ -74,9 +74,12 @@ def check_clone(clone: Json, old: Json | None, lookup: Lookup, findings: Finding
             findings.add("spec.newMacAddresses", f"interface {interface} has malformed MAC address ({mac}).")
     for index, patch in enumerate(spec.get("patches") or ()):
         try:
-            msgspec.json.decode(patch)
+            step = msgspec.json.decode(patch)
         except msgspec.DecodeError:
             findings.add(f"spec.patches[{index}]", f"patch is not valid JSON ({patch})")
+            continue
+        if word := untouchable(step if isinstance(step, dict) else {"value": step}):
+            findings.add(f"spec.patches[{index}]", f"a patch may not touch {word}: change the machine itself")
 
 
 def _check_filters(field: str, filters: list[str] | tuple[()], findings: Findings) -> None:

@@ -7,6 +7,8 @@ Pure.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from stead.kinds import register
@@ -16,6 +18,10 @@ from stead.server.admission.findings import NOT_FOUND, REQUIRED, Findings, bad_r
 
 _GATE = "Snapshot"
 _PATCHABLE = ("/spec/", "/metadata/labels/", "/metadata/annotations/")
+#: what a machine may name only by a right of its writer (`server/references.py`): a patch, which our controller applies
+#: in its own name, may not touch it
+_RIGHTS_OF_THEIR_OWN = ("kernelBoot", "dataVolumeTemplates")
+_OWN_PREFIX = "stead.io/"
 _RESTORE_POLICIES = ("RandomizeNames", "InPlace", "PrefixTargetName")
 _OWNERSHIP_POLICIES = ("Vm", "None")
 
@@ -126,6 +132,28 @@ def _check_patch(patch: str, findings: Findings) -> None:
     if not path.startswith(_PATCHABLE):
         shown = next((p for p in patch.strip("{}").split(",") if '"path"' in p), patch)
         findings.add("spec.patches", f"patching is valid only for elements under /spec/ only: {shown}")
+    elif word := untouchable(step):
+        findings.add("spec.patches", f"a patch may not touch {word}: change the machine itself")
+
+
+def untouchable(step: Json) -> str:
+    """What in a JSON patch step takes a right of its own; "" if nothing does."""
+    path = [part.replace("~1", "/").replace("~0", "~") for part in str(step.get("path", "")).split("/")]
+    for word in (*path, *_keys(step.get("value"))):
+        if word in _RIGHTS_OF_THEIR_OWN or word.startswith(_OWN_PREFIX):
+            return word
+    return ""
+
+
+def _keys(value: object) -> Iterator[str]:
+    """All keys in a value, at any depth."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner)
 
 
 def _check_overrides(overrides: list[Json] | tuple[()], findings: Findings) -> None:
@@ -133,6 +161,8 @@ def _check_overrides(overrides: list[Json] | tuple[()], findings: Findings) -> N
         here = f"spec.volumeRestoreOverrides[{index}]"
         if not override.get("volumeName"):
             findings.add(f"{here}.volumeName", "must provide a volume name", REQUIRED)
+        if owned := [key for key in override.get("annotations") or {} if key.startswith(_OWN_PREFIX)]:
+            findings.add(f"{here}.annotations", f"annotation {owned[0]} is not for people")
         if not any(override.get(field) for field in ("restoreName", "labels", "annotations")):
             findings.add(here, "must provide at least one overriden field", REQUIRED)
 
