@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import gzip
+import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.import_world import HOST, World, condition, import_world
 
+from stead.agent.exports import Exports
 from stead.agent.snapshots import Snapshots
+from stead.agent.streams import Server
 from stead.client.contract import Selection
+from stead.client.direct import DirectClient
+from stead.client.kubeconfig import load
 from stead.controllers import clone as cloning
 from stead.controllers import machine_locks, restore_plan
 from stead.controllers import restore as restoring
 from stead.controllers import snapshot as snapshots
 from stead.controllers.volume_needs import transfer_of
-from stead.kinds import register
+from stead.kinds import exported, register
 from stead.kube.errors import ApiError
 from stead.storage.instant import Copy, Instant
 from stead.storage.pools import Pool, PoolError, VolumeSpec
@@ -236,6 +244,77 @@ async def test_an_export_is_pending_while_its_claim_is_missing_and_goes_in_time(
     assert formats == {"raw", "gzip"}
     await gone(world, export, "out")
     await gone(world, register.SECRET, "export-token-out")
+
+
+async def test_a_disk_and_its_manifests_are_downloaded_with_the_token_only(world: World, tmp_path: Path) -> None:
+    """As `virtctl vmexport` does it; where VIRTCTL names one, that program too."""
+    await a_machine(world, disks=("root",))
+    wanted = (await world.disk("web-root")).read_bytes()
+    in_use: set[str] = set()
+    server = Server(NoMachines(), exports=Exports(world.pools.values(), in_use.__contains__))
+    port = await server.open("127.0.0.1", 0, None)
+    try:
+        address: Object = {"daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}
+        address["addresses"] = [{"type": "InternalIP", "address": "127.0.0.1"}]
+        await world.client.patch(register.NODE, None, HOST, {"status": address}, "status")
+        export = register.MACHINE_EXPORT
+        await world.client.create(export, named(export, "out", {"source": machine_reference("web")}))
+        found = await world.until(export, "out", lambda e: (e.get("status") or {}).get("phase") == "Ready")
+        secret = await world.client.get(register.SECRET, "default", found["status"]["tokenSecretRef"])
+        own = {"x-kubevirt-export-token": base64.b64decode(secret["data"]["token"]).decode()}
+        client = DirectClient(load(world.kubeconfig))
+        try:
+            for headers in ({"x-kubevirt-export-token": "wrong"}, {}):
+                with pytest.raises(ApiError) as refused:
+                    await fetched(client, disk_path(found, "raw"), headers)
+                assert refused.value.code == 401
+            assert await fetched(client, disk_path(found, "raw"), own) == wanted
+            assert gzip.decompress(await fetched(client, disk_path(found, "gzip"), own)) == wanted
+            listed = yaml.safe_load(await fetched(client, exported.path_of(found, "external/manifests/all"), own))
+            assert [item["kind"] for item in listed["items"]] == ["ConfigMap", "VirtualMachine", "DataVolume"]
+            in_use.add(str(await world.disk("web-root")))
+            with pytest.raises(ApiError, match="in use"):
+                await fetched(client, disk_path(found, "raw"), own)
+            in_use.clear()
+        finally:
+            await client.close()
+        if "VIRTCTL" in os.environ:
+            target = tmp_path / "root.img.gz"
+            await virtctl(world, "vmexport", "download", "out", "--volume", "web-root", "--output", str(target))
+            assert gzip.decompress(target.read_bytes()) == wanted
+    finally:
+        await server.close()
+
+
+class NoMachines:
+    """A host without machines, for the agent's server."""
+
+    knows_machines = True
+
+    def machine(self, namespace: str, name: str) -> None:
+        return None
+
+    async def metrics(self) -> bytes:
+        return b""
+
+
+def disk_path(export: Object, format: str) -> str:
+    """The path of its only disk."""
+    (volume,) = export["status"]["links"]["external"]["volumes"]
+    url = next(f["url"] for f in volume["formats"] if f["format"] == format)
+    return str(url[url.index("/api/") :])
+
+
+async def fetched(client: DirectClient, path: str, headers: Object) -> bytes:
+    return b"".join([chunk async for chunk, _ in client.download(path, headers)])
+
+
+async def virtctl(world: World, *words: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        os.environ["VIRTCTL"], *words, "--insecure", "--keep-vme",
+        env={"KUBECONFIG": str(world.kubeconfig), "HOME": str(world.kubeconfig.parent), "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
 # pure parts ---------------------------------------------------------------------------------------------------------
