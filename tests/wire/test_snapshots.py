@@ -7,7 +7,9 @@ import base64
 import contextlib
 import gzip
 import os
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -400,6 +402,30 @@ def test_the_deadline_is_five_minutes_or_as_said_or_never() -> None:
     assert snapshots.deadline_of(made()) == begun + timedelta(minutes=5)
     assert snapshots.deadline_of(made(failureDeadline="1m30s")) == begun + timedelta(seconds=90)
     assert snapshots.deadline_of(made(failureDeadline="0")) is None
+
+
+def test_copies_are_given_up_before_what_they_write_is_taken_away(tmp_path: Path) -> None:
+    """Who discards waits for the thread that copies: a descriptor closed under it could be another file's."""
+    pool = Pool(tmp_path / "pool")
+    source = pool.create(VolumeSpec(uid="v", size_bytes=8 << 20))
+    source.path.write_bytes(bytes([1]) * (8 << 20))
+    stop, asked = threading.Event(), threading.Event()
+
+    def is_stopped() -> bool:
+        asked.set()
+        return stop.wait(5)
+
+    made = Instant([Copy(pool, source, VolumeSpec(uid="s", size_bytes=8 << 20, snapshot=True))], is_stopped)
+    made.begin()
+    with ThreadPoolExecutor() as threads:
+        taking = threads.submit(made.take)
+        assert asked.wait(5)
+        discarding = threads.submit(made.discard)
+        assert not discarding.done()
+        stop.set()
+        assert isinstance(taking.exception(10), PoolError)
+        discarding.result(10)
+    assert not pool.partials()
 
 
 def test_copies_of_one_moment_are_all_or_none(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ _WRITE_SECONDS = 30.0
 #: no snapshot holds a guest still for longer, whatever its deadline
 _MAX_SECONDS = 600.0
 _SETTLE_SECONDS = 0.2
+#: no guest stands still for longer; blocks that are shared take milliseconds, data that must be copied takes its time
+STILL_SECONDS = 30.0
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -226,7 +228,14 @@ class Snapshots:
             return ()
         answer: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
         (machine,) = users.values()
-        return await machine.hold_still(Held(take, group.quiesce, answer))
+        try:
+            async with asyncio.timeout(STILL_SECONDS):
+                return await machine.hold_still(Held(take, group.quiesce, answer))
+        except TimeoutError as error:
+            raise NotNow(
+                f"copying would hold the guest still for longer than {STILL_SECONDS:.0f} s: stop the machine, or "
+                "keep it on a pool whose file system shares blocks"
+            ) from error
 
     # telling -----------------------------------------------------------------------------------------------------
 

@@ -3,13 +3,15 @@
 Called by the agent, which lets the machine that writes the volumes stand still while `take` runs. `begin` opens
 everything beforehand, `publish` syncs and names the copies afterwards, so that only `take` counts against the guest:
 with shared blocks it takes milliseconds, else as long as the data takes to copy. A copy never depends on its source.
-All functions block; one object is used by one thread at a time. Whatever fails, `discard` leaves nothing.
+All functions block. Whatever fails, `discard` leaves nothing; called while another thread still copies, it waits until
+that has given up.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -33,6 +35,7 @@ class Instant:
         self._copies = tuple(copies)
         self._is_stopped = is_stopped
         self._open: list[tuple[Copy, int, int]] = []
+        self._copying = threading.Lock()
 
     def begin(self) -> None:
         """Make and open the copies, empty. PoolError."""
@@ -52,9 +55,11 @@ class Instant:
 
     def take(self) -> None:
         """Copy all, while nobody writes them. PoolError."""
-        for copy, source, target in self._open:
-            with clear_errors(f"volume {copy.source.uid} cannot be copied in pool {copy.pool.name}"):
-                copy_open_disk(source, target, self._go_on)
+        with self._copying:
+            self._go_on(0.0)
+            for copy, source, target in self._open:
+                with clear_errors(f"volume {copy.source.uid} cannot be copied in pool {copy.pool.name}"):
+                    copy_open_disk(source, target, self._go_on)
 
     def publish(self) -> list[Volume]:
         """Sync the copies and give them their names. PoolError."""
@@ -66,8 +71,9 @@ class Instant:
         return made
 
     def discard(self) -> None:
-        """Remove what was begun."""
-        self._close()
+        """Remove what was begun; `is_stopped` is true by now."""
+        with self._copying:
+            self._close()
         for copy in self._copies:
             copy.pool.discard(copy.spec.uid)
 
