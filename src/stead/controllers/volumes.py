@@ -237,7 +237,8 @@ class Volumes:
         if is_deleting(claim):
             return await self._let_go(claim)
         marks = cdi_annotations(claim)
-        told = annotation_steps(claim, {**populated_from(claim), **marks})
+        marks |= populated_from(claim)
+        told = annotation_steps(claim, marks) if marks else []
         if told:
             await guarded_patch(self._client, PERSISTENT_VOLUME_CLAIM, claim, told)
             return None
