@@ -22,7 +22,7 @@ from stead.kinds import register
 from stead.kinds.old_manifests import newer_version
 from stead.kube import encoding, meta
 from stead.kube.errors import ApiError
-from stead.server import mutation, scale, streaming
+from stead.server import foreign, mutation, scale, streaming
 from stead.server.answer import (
     JSON,
     YAML,
@@ -399,6 +399,8 @@ class App:
                 return text_answer("404 page not found\n", 404)
         if request.subresource:
             return await self._subresource(exchange, served)
+        if request.verb == "create":
+            foreign.check_creatable(resource)
         if request.verb not in resource.verbs or (request.verb == "create" and request.name):
             raise _method_not_allowed()
         if request.verb in ("get", "update", "patch", "delete") and not request.name:

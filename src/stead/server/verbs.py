@@ -122,6 +122,7 @@ class Verbs:
 
     async def _create_named(self, call: Call, obj: Object, duplicates: tuple[str, ...], managed: Any = None) -> Outcome:
         resource, served = call.resource, self._rules(call.resource)
+        foreign.check_creatable(resource)
         warnings: list[str] = []
         obj = self._decoded(call, obj, duplicates, warnings)
         metadata = {**obj["metadata"], "uid": meta.new_uid(), "creationTimestamp": meta.now()}
@@ -684,10 +685,11 @@ class Verbs:
         value = stored_bytes(obj)
         if len(value) > MAX_OBJECT_BYTES:
             raise too_large(MAX_OBJECT_BYTES)
-        with self._quotas.place(call.resource, call.namespace, obj):
-            if call.options.dry_run:
+        if call.options.dry_run:
+            with self._quotas.place(call.resource, call.namespace, obj):
                 return Record(key, expected, value)
-            revision = await self.registry.commit([stores.Put(key, value, expected)])
+        put = stores.Put(key, value, expected)
+        revision = await self._quotas.commit(call.resource, call.namespace, obj, put)
         return self.registry.record(key, revision, value)
 
 
