@@ -78,20 +78,24 @@ def _field(parts: list[str]) -> tuple[int, _Field]:
     return int(number), _Field(name, rest[len(many) :], "*" in flags, "!" in flags, "~" in flags, many)
 
 
-def decode(body: bytes) -> dict[str, Any]:
-    """The object in a body, with apiVersion and kind. Raises ApiError 400 (bad bytes) or 415 (unknown kind)."""
+def decode(body: bytes, expected: tuple[str, str] = ("", "")) -> dict[str, Any]:
+    """The object in a body, with apiVersion and kind (`expected` where the body names none).
+
+    Raises ApiError 400 (bad bytes) or 415 (unknown kind).
+    """
     try:
-        return _decode(body)
+        return _decode(body, expected)
     except (_Bad, DecodeError, UnicodeDecodeError) as error:
         raise ApiError("BadRequest", f"unable to decode protobuf body: {error}") from error
 
 
-def _decode(body: bytes) -> dict[str, Any]:
+def _decode(body: bytes, expected: tuple[str, str]) -> dict[str, Any]:
     if not body.startswith(MAGIC):
         raise _Bad("provided data does not appear to be a protobuf message, expected prefix 6b 38 73 00")
     envelope = {number: value for number, _, value in _wire(body[len(MAGIC) :]) if isinstance(value, bytes)}
     head = {number: value for number, _, value in _wire(envelope.get(1, b"")) if isinstance(value, bytes)}
     api_version, kind = head.get(1, b"").decode(), head.get(2, b"").decode()
+    api_version, kind = api_version or expected[0], kind or expected[1]
     raw = envelope.get(2, b"")
     if envelope.get(3):
         raise _Bad(f"unsupported content encoding {envelope[3][:40]!r}")

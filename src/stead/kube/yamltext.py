@@ -279,7 +279,7 @@ def _integer(bare: str) -> int | float | str:
 def encode_yaml(value: Any) -> bytes:
     """YAML in block style with sorted keys, as `kubectl -o yaml` prints."""
     text: str = yaml.dump(
-        value, Dumper=_QuotingDumper, default_flow_style=False, allow_unicode=True, sort_keys=True, width=1_000_000
+        value, Dumper=_QuotingDumper, default_flow_style=False, allow_unicode=True, sort_keys=True, width=80
     )
     return text.encode()
 
@@ -294,7 +294,7 @@ class _QuotingDumper(_Dumper):  # type: ignore[misc]  # the base is chosen at im
 def _represent_text(dumper: Any, text: str) -> Any:
     # Texts that other readers take for something else than a string.
     quoted = text in _TRUE or text in _FALSE or not isinstance(_plain_or_text(text), str)
-    style = "|" if "\n" in text and not text.startswith(" ") else "'" if quoted else None
+    style = "|" if "\n" in text and not text.startswith(" ") else '"' if quoted else None
     return dumper.represent_scalar(_TAG + "str", text, style=style)
 
 

@@ -172,7 +172,7 @@ def _legacy_entries(served: Served) -> list[dict[str, Any]]:
         entry["shortNames"] = list(resource.short_names)
     if resource.categories:
         entry["categories"] = list(resource.categories)
-    if resource.edition:
+    if "watch" in resource.verbs:
         identity = f"{resource.group}/{resource.version}/{resource.kind}"
         entry["storageVersionHash"] = base64.b64encode(hashlib.sha256(identity.encode()).digest()[:8]).decode()
     found = [entry]

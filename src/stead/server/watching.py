@@ -208,7 +208,7 @@ class Watch:
         """One event as a JSON line."""
         shape = self._shape
         if change.record is None:
-            obj = shape.bookmark(change.revision, change.annotations)
+            obj = shape.bookmark(change.revision, change.annotations, first=first)
             return b'{"type":"%s","object":%s}\n' % (change.type.encode(), obj)
         record = change.record
         at = ("frame", change.type, first, *shape.key)
