@@ -1,9 +1,10 @@
 """Reads `application/vnd.kubernetes.protobuf` request bodies into the JSON objects that they stand for.
 
-kubectl since 1.32 and every client-go typed client send these bodies for built-in kinds; we read them and never write
-them. The server calls `decode` by Content-Type. Bounded by the body's size: nothing is allocated from a declared
-length. Stateless; safe from any thread. Source: the envelope of apimachinery's runtime/serializer/protobuf (magic,
-Unknown), the messages in `protobuf_fields`, and the JSON that Go prints: zero values of non-pointers are left out.
+kubectl since 1.32 and every client-go typed client send these bodies for built-in kinds; we read them, and write
+nothing but refusals. The server calls `decode` by Content-Type. Bounded by the body's size: nothing is allocated from a
+declared length. Stateless; safe from any thread. Source: the envelope of apimachinery's runtime/serializer/protobuf
+(magic, Unknown), the messages in `protobuf_fields`, and the JSON that Go prints: zero values of non-pointers are left
+out.
 """
 
 from __future__ import annotations
@@ -112,6 +113,41 @@ def _decode(body: bytes, expected: tuple[str, str]) -> dict[str, Any]:
             "application/json, application/yaml",
         )
     return {"apiVersion": api_version, "kind": kind, **_message(message, raw, 0)}
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def encode_status(status: dict[str, Any]) -> bytes:
+    """A `v1.Status` as protobuf, for clients that read nothing else."""
+    details = status.get("details") or {}
+    causes = b"".join(
+        _put(4, b"".join(_put(n, c.get(key) or "") for n, key in ((1, "reason"), (2, "message"), (3, "field"))))
+        for c in details.get("causes") or []
+    )
+    told = b"".join(_put(n, details.get(key) or "") for n, key in ((1, "name"), (2, "group"), (3, "kind"))) + causes
+    told += _put(5, int(details.get("retryAfterSeconds") or 0)) + _put(6, details.get("uid") or "")
+    fields = ((2, "status"), (3, "message"), (4, "reason"))
+    body = _put(1, b"") + b"".join(_put(n, status.get(key) or "") for n, key in fields)
+    body += _put(5, told) + _put(6, int(status.get("code") or 0))
+    kind = _put(1, str(status.get("apiVersion", "v1"))) + _put(2, str(status.get("kind", "Status")))
+    return MAGIC + _put(1, kind) + _put(2, body) + _put(3, "") + _put(4, "")
+
+
+def _put(number: int, value: str | bytes | int) -> bytes:
+    """One field of a message."""
+    if isinstance(value, int):
+        return _varint_bytes(number << 3) + _varint_bytes(value)
+    raw = value.encode() if isinstance(value, str) else value
+    return _varint_bytes(number << 3 | 2) + _varint_bytes(len(raw)) + raw
+
+
+def _varint_bytes(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
 
 
 # --- wire -------------------------------------------------------------------------------------------------------

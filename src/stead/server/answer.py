@@ -114,6 +114,12 @@ def check_route(accept: str, *, is_collection: bool) -> None:
     raise ApiError("NotAcceptable", text, {})
 
 
+def wants_protobuf(accept: str) -> bool:
+    """Whether a client reads nothing but protobuf; only a refusal can be told to it."""
+    kinds = {clause.partition(";")[0].strip() for clause in accept.split(",")}
+    return PROTOBUF in kinds and not kinds & {JSON, YAML, "*/*", "application/*"}
+
+
 def _clauses(accept: str) -> list[tuple[float, str, dict[str, str]]]:
     clauses = []
     for clause in accept.split(","):

@@ -21,12 +21,13 @@ import structlog
 from stead.kinds import register
 from stead.kinds.old_manifests import newer_version
 from stead.kinds.resource import Resource
-from stead.kube import encoding, meta
+from stead.kube import encoding, meta, protobuf
 from stead.kube.errors import ApiError, not_found
 from stead.server import mutation, scale, streaming
 from stead.server.answer import (
     JSON,
     NOSNIFF,
+    PROTOBUF,
     YAML,
     Accepted,
     Answer,
@@ -37,6 +38,7 @@ from stead.server.answer import (
     negotiate,
     send_answer,
     text_answer,
+    wants_protobuf,
 )
 from stead.server.audit import AuditLog, Entry
 from stead.server.authn import ANONYMOUS, MASTERS, Authenticator, User, impersonated
@@ -214,7 +216,10 @@ class App:
             return text_answer(error.message, error.code)
         answer = error_answer(error)
         answer.warnings = [*error.warnings, *answer.warnings]
-        if exchange.headers.get("accept", "").startswith(YAML):
+        accept = exchange.headers.get("accept", "")
+        if wants_protobuf(accept):
+            answer.body, answer.content_type = protobuf.encode_status(msgspec.json.decode(answer.body)), PROTOBUF
+        elif accept.startswith(YAML):
             answer.body, answer.content_type = encoding.encode_yaml(msgspec.json.decode(answer.body)), YAML
         return answer
 
@@ -482,7 +487,7 @@ class App:
             call = self._call(exchange, served, "UpdateOptions")
             decoded = self._decode(exchange, served, body)
             return self._outcome(
-                await self._server.verbs.update(call, decoded.value, decoded.duplicates), shape, accepted
+                await self._server.verbs.update(call, decoded.value, decoded.problems), shape, accepted
             )
         if request.verb == "patch":
             return await self._patch(exchange, served, shape, accepted, body)
@@ -543,7 +548,7 @@ class App:
             if self._server.reviews is None:
                 raise _method_not_allowed()
             return _formatted(await self._server.reviews.create(exchange, served, decoded.value), accepted)
-        return self._outcome(await self._server.verbs.create(call, decoded.value, decoded.duplicates), shape, accepted)
+        return self._outcome(await self._server.verbs.create(call, decoded.value, decoded.problems), shape, accepted)
 
     async def _patch(self, exchange: Exchange, served: Served, shape: Shape, accepted: Accepted, body: bytes) -> Answer:
         kind = mutation.check_type(served.resource, exchange.headers.get("content-type", ""))
@@ -551,7 +556,7 @@ class App:
         mutation.check_patch_options(call, kind)
         if kind == "application/apply-patch+yaml":
             decoded = decode_object(body, kind, served.resource, apply=True)
-            outcome = await self._server.verbs.apply(call, decoded.value, decoded.duplicates)
+            outcome = await self._server.verbs.apply(call, decoded.value, decoded.problems)
         else:
             outcome = await self._server.verbs.patch(call, mutation.change_from(kind, body))
         return self._outcome(outcome, shape, accepted)

@@ -84,10 +84,8 @@ def _decode_applied(body: bytes) -> encoding.Decoded:
     if decoded.value is None:
         return encoding.Decoded({})
     if not isinstance(decoded.value, dict):
-        why = (
-            f"json: cannot unmarshal {encoding.go_name(decoded.value)} into Go value of type map[string]interface {{}}"
-        )
-        text = f"error decoding YAML: error unmarshaling JSON: while decoding JSON: {why}"
+        why = f"cannot unmarshal {encoding.go_name(decoded.value)} into Go value of type map[string]interface {{}}"
+        text = f"error decoding YAML: error unmarshaling JSON: while decoding JSON: json: {why}"
         raise ApiError("BadRequest", text)
     return decoded
 
@@ -122,7 +120,9 @@ def decode_delete_options(body: bytes, media: str) -> Object | None:
 _DELETE_OPTIONS: schema.Schema = {"type": "object", "properties": {
     "gracePeriodSeconds": {"type": "integer"}, "orphanDependents": {"type": "boolean"},
     "propagationPolicy": {"type": "string"}, "dryRun": {"type": "array", "items": {"type": "string"}},
-    "preconditions": {"type": "object", "properties": {"uid": {"type": "string"}, "resourceVersion": {"type": "string"}}},
+    "preconditions": {
+        "type": "object", "properties": {"uid": {"type": "string"}, "resourceVersion": {"type": "string"}},
+    },
 }}  # fmt: skip
 
 

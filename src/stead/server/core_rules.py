@@ -64,25 +64,11 @@ def check(resource: Resource, obj: Object, old: Object | None) -> Causes:
 
 
 def _namespace_defaults(obj: Object, old: Object | None) -> Object:
-    metadata = dict(obj["metadata"])
-    metadata["labels"] = {**(metadata.get("labels") or {}), "kubernetes.io/metadata.name": metadata.get("name", "")}
-    obj["metadata"] = metadata
     if old is None:
         obj["spec"] = {"finalizers": ["kubernetes"]}
         obj["status"] = {"phase": "Active"}
     else:
         obj["spec"] = old.get("spec") or {}
-    return obj
-
-
-def _secret_defaults(obj: Object, _old: Object | None) -> Object:
-    obj.setdefault("type", "Opaque")
-    return obj
-
-
-def _class_defaults(obj: Object, _old: Object | None) -> Object:
-    obj.setdefault("reclaimPolicy", "Delete")
-    obj.setdefault("volumeBindingMode", "Immediate")
     return obj
 
 
@@ -115,10 +101,8 @@ def _event_defaults(obj: Object, _old: Object | None) -> Object:
 _DEFAULTS: dict[str, Callable[[Object, Object | None], Object]] = {
     "CustomResourceDefinition": definition_rules.prepare,
     "Namespace": _namespace_defaults,
-    "Secret": _secret_defaults,
     "PersistentVolumeClaim": storage_rules.claim_defaults,
     "PersistentVolume": storage_rules.volume_defaults,
-    "StorageClass": _class_defaults,
     "RoleBinding": _role_ref_defaults,
     "ClusterRoleBinding": _role_ref_defaults,
     "Event": _event_defaults,

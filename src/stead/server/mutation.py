@@ -7,7 +7,7 @@ P1 to P5 and A1 to A5.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from stead.kube import apply as apply_patch
 from stead.kube import meta, patch
 from stead.kube.errors import ApiError, cause, invalid
 from stead.kube.validation import restore_error
+from stead.kube.yamltext import repeated_fields
 from stead.server import typed
 from stead.server.calls import Call
 from stead.server.catalogue import Served
@@ -85,13 +86,18 @@ def change_from(kind: str, body: bytes) -> Change:
     metadata = merge.get("metadata") if isinstance(merge, dict) else None
     version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
     return Change(
-        type=kind, operations=merge, problems=repeated(duplicates), resource_version=str(version) if version else ""
+        type=kind,
+        operations=merge,
+        problems=repeated_fields(duplicates),
+        resource_version=str(version) if version else "",
     )
 
 
-def repeated(duplicates: Iterable[str]) -> list[str]:
-    """The problems that fields given twice are."""
-    return [f'duplicate field "{path}"' for path in duplicates]
+def told(problems: Sequence[str]) -> str:
+    """Problems of a body in one text: those of YAML come first, under the words of its reader."""
+    lines = [problem for problem in problems if problem.startswith("line ")]
+    rest = [problem for problem in problems if problem not in lines]
+    return ", ".join([*(["\n  ".join(["yaml: unmarshal errors:", *lines])] if lines else []), *rest])
 
 
 def bad_patch(value: str, why: str) -> ApiError:

@@ -1,8 +1,8 @@
 """What a claim and a volume must say, and what of them may change.
 
 Called by `core_rules` (defaults, causes) and `verbs` (`check_resize`, which needs to know the class). Pure: objects in,
-objects and causes out. Texts follow a recorded kube-apiserver 1.36, with the differences that it prints of a specification
-that may not change: Go's names, so that tools which show them read the same.
+objects and causes out. Texts follow a recorded kube-apiserver 1.36; a specification that may not change is compared in
+Go's names, as there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ Causes = list[dict[str, str]]
 
 _MODES = ("ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod")
 _POLICIES = ("Delete", "Recycle", "Retain")
-_FROZEN_CLAIM = "Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"
+_FROZEN_CLAIM = (
+    "Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound "
+    "claims"
+)
 #: where a volume may be, in the order in which Go lists the fields
 _SOURCES = {
     "gcePersistentDisk": "GCEPersistentDisk", "awsElasticBlockStore": "AWSElasticBlockStore", "hostPath": "HostPath",
@@ -40,9 +43,6 @@ _SOURCES = {
 
 def claim_defaults(obj: Object, old: Object | None) -> Object:
     """A claim with its defaults."""
-    spec = dict(obj.get("spec") or {})
-    spec.setdefault("volumeMode", "Filesystem")
-    obj["spec"] = spec
     if old is None:
         obj["status"] = {"phase": "Pending"}
         obj["metadata"] = _with_finalizer(obj["metadata"], "kubernetes.io/pvc-protection")
@@ -143,10 +143,6 @@ def _amount(text: Any) -> Fraction:
 
 def volume_defaults(obj: Object, old: Object | None) -> Object:
     """A volume with its defaults."""
-    spec = dict(obj.get("spec") or {})
-    spec.setdefault("volumeMode", "Filesystem")
-    spec.setdefault("persistentVolumeReclaimPolicy", "Retain")
-    obj["spec"] = spec
     if old is None:
         obj["status"] = {"phase": "Pending", "lastPhaseTransitionTime": meta.now()}
         obj["metadata"] = _with_finalizer(obj["metadata"], "kubernetes.io/pv-protection")

@@ -58,6 +58,16 @@ _MICRO_PARTS = (
 )  # fmt: skip
 
 
+#: what Go fills in while it reads: it belongs to the writer
+_DEFAULTS: dict[str, Object] = {"Secret": {"type": "Opaque"}, "StorageClass": {
+    "reclaimPolicy": "Delete", "volumeBindingMode": "Immediate",
+}}  # fmt: skip
+_SPEC_DEFAULTS: dict[str, Object] = {
+    "PersistentVolumeClaim": {"volumeMode": "Filesystem"},
+    "PersistentVolume": {"volumeMode": "Filesystem", "persistentVolumeReclaimPolicy": "Retain"},
+}
+
+
 def as_typed(resource: Resource, obj: Object) -> Object:
     """The object as Go would print it. Raises 400 for what Go could not read."""
     kind = resource.kind
@@ -66,6 +76,10 @@ def as_typed(resource: Resource, obj: Object) -> Object:
         _check_micro_time(resource, (obj.get("spec") or {}).get(field))
     for path in _QUANTITIES.get(kind, ()):
         obj = _with_canonical(resource, obj, path)
+    obj = {**obj, **{k: v for k, v in _DEFAULTS.get(kind, {}).items() if not obj.get(k)}}
+    missing = {k: v for k, v in _SPEC_DEFAULTS.get(kind, {}).items() if not (obj.get("spec") or {}).get(k)}
+    if missing:
+        obj = {**obj, "spec": {**(obj.get("spec") or {}), **missing}}
     special = _SPECIAL.get(kind)
     if special is not None:
         obj = special(resource, obj)
@@ -140,8 +154,16 @@ def _check_base64(resource: Resource, text: str) -> None:
         raise unreadable(resource, f"illegal base64 data at input byte {at}") from error
 
 
+def _namespace(_resource: Resource, obj: Object) -> Object:
+    metadata = obj["metadata"]
+    if not metadata.get("name"):
+        return obj
+    labels = {**(metadata.get("labels") or {}), "kubernetes.io/metadata.name": metadata["name"]}
+    return {**obj, "metadata": {**metadata, "labels": labels}}
+
+
 def _role(_resource: Resource, obj: Object) -> Object:
-    return {**obj, "rules": obj.get("rules")}
+    return {**obj, "rules": obj.get("rules") or None}
 
 
 def _node(_resource: Resource, obj: Object) -> Object:
@@ -177,6 +199,7 @@ def _volume(_resource: Resource, obj: Object) -> Object:
 
 
 _SPECIAL: dict[str, Callable[[Resource, Object], Object]] = {
+    "Namespace": _namespace,
     "Secret": _secret,
     "ConfigMap": _config_map,
     "Role": _role,

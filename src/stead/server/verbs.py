@@ -9,7 +9,7 @@ unless the caller named a resourceVersion. Follows C1 to C7, X1, X2, P1 to P5, A
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from stead.kinds import register
@@ -108,7 +108,7 @@ class Verbs:
 
     # --- create -------------------------------------------------------------------------------------------------
 
-    async def create(self, call: Call, obj: Object, duplicates: tuple[str, ...] = ()) -> Outcome:
+    async def create(self, call: Call, obj: Object, problems: Sequence[str] = ()) -> Outcome:
         """Create an object. Raises 400, 403, 404, 409 and 422."""
         obj = self._own_identity(call, obj)
         metadata = dict(obj["metadata"])
@@ -126,16 +126,16 @@ class Verbs:
             if generated:
                 obj = {**obj, "metadata": {**metadata, "name": meta.generate_name(generated)}}
             try:
-                return await self._create_named(call, obj, duplicates)
+                return await self._create_named(call, obj, problems)
             except ApiError as error:
                 if not (generated and error.reason == "AlreadyExists"):
                     raise
         raise already_exists(call.resource.plural, obj["metadata"]["name"], call.resource.group)
 
-    async def _create_named(self, call: Call, obj: Object, duplicates: tuple[str, ...], managed: Any = None) -> Outcome:
+    async def _create_named(self, call: Call, obj: Object, problems: Sequence[str], managed: Any = None) -> Outcome:
         resource, served = call.resource, self._rules(call.resource)
         warnings: list[str] = []
-        obj = self._decoded(call, obj, mutation.repeated(duplicates), warnings)
+        obj = self._decoded(call, obj, problems, warnings)
         metadata = {**obj["metadata"], "uid": meta.new_uid(), "creationTimestamp": meta.now()}
         if resource.has_generation:
             metadata["generation"] = 1
@@ -169,7 +169,7 @@ class Verbs:
 
     # --- update -------------------------------------------------------------------------------------------------
 
-    async def update(self, call: Call, obj: Object, duplicates: tuple[str, ...] = ()) -> Outcome:
+    async def update(self, call: Call, obj: Object, problems: Sequence[str] = ()) -> Outcome:
         """Replace an object (or its status). Raises 400, 404, 409 and 422."""
         resource = call.resource
         obj = self._own_identity(call, obj)
@@ -178,7 +178,7 @@ class Verbs:
             text = f"the name of the object ({call.name} based on URL) was undeterminable: name must be provided"
             raise ApiError("BadRequest", text)
         warnings: list[str] = []
-        obj = self._decoded(call, obj, mutation.repeated(duplicates), warnings)
+        obj = self._decoded(call, obj, problems, warnings)
         wanted = metadata.get("resourceVersion") or ""
         if wanted and not str(wanted).isdigit():
             text = f"resourceVersion: Invalid value: {meta.go_quote(str(wanted))}: must be an unsigned integer"
@@ -223,7 +223,7 @@ class Verbs:
         with _warned(warnings):
             return await self._change(call, changed, change.resource_version, warnings, is_patch=True)
 
-    async def apply(self, call: Call, applied: Object, duplicates: tuple[str, ...] = ()) -> Outcome:
+    async def apply(self, call: Call, applied: Object, problems: Sequence[str] = ()) -> Outcome:
         """Server-side apply: create or merge. Raises 400, 403, 409 and 422."""
         served = self._rules(call.resource)
         mutation.check_applied(call, applied)
@@ -242,7 +242,7 @@ class Verbs:
                 new = mutation.apply(served, call, None, applied)
                 managed = new["metadata"].get("managedFields")
                 try:
-                    return await self._create_applied(call, new, managed, duplicates)
+                    return await self._create_applied(call, new, managed, problems)
                 except ApiError as error:
                     if error.reason != "AlreadyExists":
                         raise
@@ -250,7 +250,7 @@ class Verbs:
             old = self._seen(call, self._stored(call.resource, record))
             wanted = str(applied["metadata"].get("resourceVersion") or "")
             new = mutation.apply(served, call, old, applied)
-            decoded = self._decoded(call, new, mutation.repeated(duplicates), warnings, patch=True)
+            decoded = self._decoded(call, new, problems, warnings, patch=True)
             if new["metadata"].get("managedFields"):
                 decoded["metadata"]["managedFields"] = new["metadata"]["managedFields"]
             try:
@@ -259,14 +259,14 @@ class Verbs:
                 await self.registry.settle(lost.revision)
         raise conflict(call.resource.plural, call.name, call.resource.group)
 
-    async def _create_applied(self, call: Call, new: Object, managed: Any, duplicates: tuple[str, ...]) -> Outcome:
+    async def _create_applied(self, call: Call, new: Object, managed: Any, problems: Sequence[str]) -> Outcome:
         """Create what was applied, with the managed fields that the apply made."""
         metadata = {key: value for key, value in new["metadata"].items() if key != "managedFields"}
         metadata.setdefault("name", call.name)
         obj = self._own_identity(call, {**new, "metadata": metadata})
         for field in (*_SERVER_FIELDS, "resourceVersion"):
             obj["metadata"].pop(field, None)
-        return await self._create_named(call, obj, duplicates, managed or [])
+        return await self._create_named(call, obj, problems, managed or [])
 
     async def _change(
         self, call: Call, make: Any, wanted: str, warnings: list[str], *, is_patch: bool = False
@@ -492,7 +492,7 @@ class Verbs:
         return {**obj, "apiVersion": call.api_version} if call.version != call.resource.version else obj
 
     def _decoded(
-        self, call: Call, obj: Object, problems: list[str], warnings: list[str], *, patch: bool = False
+        self, call: Call, obj: Object, problems: Sequence[str], warnings: list[str], *, patch: bool = False
     ) -> Object:
         """Types checked, unknown fields pruned (or refused), schema defaults put in. Raises 400 and 422."""
         resource, served = call.resource, self._rules(call.resource)
@@ -514,7 +514,7 @@ class Verbs:
         return typed.as_typed(resource, decoded) if resource.builtin else decoded
 
     def _strict(self, call: Call, problems: list[str], patched: Object | None) -> ApiError:
-        text = f"strict decoding error: {', '.join(problems)}"
+        text = f"strict decoding error: {mutation.told(problems)}"
         if patched is not None:
             return mutation.bad_patch(mutation.shown(call.resource, patched), text)
         kind = call.resource.kind
