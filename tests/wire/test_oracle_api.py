@@ -15,11 +15,10 @@ import pytest
 from tests import api_oracle
 from tests.api_server import running_server
 
-#: share of replayed answers that must be exact, and that must have at least the right status
-FLOOR_EXACT = 0.785
-FLOOR_STATUS = 0.92
-#: share that must be exact in areas that are done
-FLOORS = {"crd": 0.99}
+#: share of answers of each area that must be equal, or better than a mistake of theirs
+FLOOR = 0.95
+#: documents of OpenAPI are in words of our own, and answered in JSON only: three of the few answers of this area
+FLOORS = {"crd": 0.99, "discovery": 0.93}
 #: servers that replay at the same time
 SERVERS = 6
 
@@ -40,14 +39,12 @@ async def test_recorded_answers() -> None:
     )
     grades = sorted((grade for share in shares for grade in share), key=lambda grade: (grade.scenario, grade.step))
     report(grades)
-    if not wanted:
-        total = len(grades)
-        counts = Counter(grade.grade for grade in grades)
-        assert counts["exact"] / total >= FLOOR_EXACT
-        assert 1 - counts["different"] / total >= FLOOR_STATUS
-    for area, floor in FLOORS.items():
-        of_area = [grade.grade for grade in grades if grade.scenario.startswith(f"{area}/")]
-        assert of_area.count("exact") >= floor * len(of_area)
+    areas: dict[str, list[bool]] = {}
+    for grade in grades:
+        areas.setdefault(grade.scenario.partition("/")[0], []).append(grade.grade in ("exact", "better"))
+    shares_equal = {area: sum(equal) / len(equal) for area, equal in areas.items()}
+    short = {area: f"{share:.1%}" for area, share in shares_equal.items() if share < FLOORS.get(area, FLOOR)}
+    assert wanted or not short, f"below the floor: {short}"
 
 
 async def replay_share(

@@ -145,7 +145,8 @@ def decode_json(body: bytes) -> Decoded:
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
-        raise DecodeError(_json_error(text, error)) from error
+        why = _json_error(text, error)
+        raise DecodeError(why, error.pos + 1 if why.startswith("invalid character") else 0) from error
     except RecursionError as error:
         raise DecodeError("exceeded max depth") from error
     except DecodeError:

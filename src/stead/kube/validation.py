@@ -41,9 +41,13 @@ def validate(schema: Schema, value: Any, path: str = "", name: str | None = None
     Rules are checked only where all else is well, and a cause says so.
     """
     causes = _Validation().check(schema, value, path, path if name is None else name)
-    if not causes:
-        return list(_broken_rules(schema, value, old, path))
-    unchecked = has_rules(schema) and any(each.get("reason") in _BLOCKING for each in causes)
+    return with_unchecked(schema, causes) if causes else list(_broken_rules(schema, value, old, path))
+
+
+def with_unchecked(schema: Schema, causes: Causes) -> Causes:
+    """`causes`, and one more if they keep rules of the schema from being checked."""
+    said = any(each["message"] == _UNCHECKED for each in causes)
+    unchecked = not said and has_rules(schema) and any(each.get("reason") in _BLOCKING for each in causes)
     return [*causes, cause("<nil>", _UNCHECKED)] if unchecked else causes
 
 

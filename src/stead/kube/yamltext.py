@@ -47,7 +47,14 @@ def repeated_fields(paths: Iterable[str]) -> list[str]:
 
 
 class DecodeError(ValueError):
-    """The bytes are no acceptable JSON or YAML; the text says why, in the API server's words where it has some."""
+    """The bytes are no acceptable JSON or YAML; the text says why, in the API server's words where it has some.
+
+    `offset` counts characters up to one that may not stand there, 0 where the text is about something else.
+    """
+
+    def __init__(self, text: str, offset: int = 0) -> None:
+        super().__init__(text)
+        self.offset = offset
 
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -429,7 +429,9 @@ class App:
             if request.verb != "create" or self._server.reviews is None:
                 raise _method_not_allowed()
             body = await read_body(exchange.receive, exchange.headers)
-            return await self._server.reviews.token(exchange, self._decode(exchange, served, body).value)
+            return await self._server.reviews.token(
+                exchange, self._decode(exchange, served, body, other_kind=True).value
+            )
         allowed = (request.subresource == "status" and resource.status_subresource) or (
             request.subresource == "finalize" and resource is register.NAMESPACE
         )
@@ -456,7 +458,7 @@ class App:
             call = msgspec.structs.replace(self._call(exchange, served, options), subresource="")
             wanted = scale.scale_of(served.resource, obj)
             if request.verb == "update":
-                wanted = self._decode(exchange, served, body).value
+                wanted = self._decode(exchange, served, body, other_kind=True).value
             else:
                 kind = mutation.check_type(served.resource, exchange.headers.get("content-type", ""))
                 wanted = scale.patched(kind, body, wanted)
@@ -502,8 +504,8 @@ class App:
             options=write_options(options, request.query, exchange.headers.get("user-agent", "")),
         )  # fmt: skip
 
-    def _decode(self, exchange: Exchange, served: Served, body: bytes) -> encoding.Decoded:
-        return decode_object(body, media_type(exchange.headers), served.resource)
+    def _decode(self, exchange: Exchange, served: Served, body: bytes, *, other_kind: bool = False) -> encoding.Decoded:
+        return decode_object(body, media_type(exchange.headers), served.resource, other_kind=other_kind)
 
     async def _get(self, exchange: Exchange, shape: Shape, accepted: Accepted) -> Answer:
         request, verbs = exchange.request, self._server.verbs

@@ -56,8 +56,10 @@ def media_type(headers: dict[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def decode_object(body: bytes, media: str, resource: Resource, *, apply: bool = False) -> encoding.Decoded:
-    """The object in a body. Raises 400 and 415."""
+def decode_object(
+    body: bytes, media: str, resource: Resource, *, apply: bool = False, other_kind: bool = False
+) -> encoding.Decoded:
+    """The object in a body; of a subresource it may be of another kind. Raises 400 and 415."""
     if not apply and media not in _KNOWN:
         text = (
             "the body of the request was in an unknown format - accepted media types include: application/json, "
@@ -65,11 +67,11 @@ def decode_object(body: bytes, media: str, resource: Resource, *, apply: bool = 
         )
         raise ApiError("UnsupportedMediaType", text)
     if media == PROTOBUF or body.startswith(_MAGIC):
-        return encoding.Decoded(decode_protobuf(body, resource))
+        return encoding.Decoded(protobuf.decode(body) if other_kind else decode_protobuf(body, resource))
     if apply:
         return _decode_applied(body)
     decoded = encoding.decode_object(body, media or "application/json", resource.kind)
-    if not resource.builtin and not decoded.value.get("kind"):
+    if not resource.builtin and not other_kind and not decoded.value.get("kind"):
         shown = body[:1024].decode("utf-8", "replace").strip()
         raise encoding.unrecognised(resource.kind, f"Object 'Kind' is missing in '{shown}'", body)
     return decoded

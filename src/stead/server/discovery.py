@@ -39,6 +39,9 @@ KUBEVIRT_SUBRESOURCES = (
     ),
 )  # fmt: skip
 
+#: kinds that the original keeps in an older version than it serves: what tells storage versions apart says so
+_STORED_AS = {"CustomResourceDefinition": "v1beta1"}
+
 OWN_SUBRESOURCES = ("virtualmachineinstances/stats", "virtualmachineinstances/xml")
 
 
@@ -174,7 +177,8 @@ def _legacy_entries(served: Served) -> list[dict[str, Any]]:
     if "watch" in resource.verbs:
         # Events of both groups are stored as the older one.
         stored = register.EVENT if resource.kind == register.EVENT.kind and resource.builtin else resource
-        identity = f"{stored.group}/{stored.version}/{stored.kind}"
+        version = _STORED_AS.get(stored.kind, stored.version) if stored.builtin else stored.version
+        identity = f"{stored.group}/{version}/{stored.kind}"
         entry["storageVersionHash"] = base64.b64encode(hashlib.sha256(identity.encode()).digest()[:8]).decode()
     found = [entry]
     for name, kind, verbs, extra in subresources_of(served):

@@ -530,6 +530,7 @@ class Verbs:
             before = schema.ABSENT if old is None else old.get("status", schema.ABSENT)
             if inner and obj.get("status"):
                 causes += schema.validate(inner, obj["status"], "status", "", before)
+                causes = schema.with_unchecked(served.schema, causes)
         elif not resource.builtin:
             causes += schema.validate(served.schema, obj, old=schema.ABSENT if old is None else old)
             if not resource.edition:
