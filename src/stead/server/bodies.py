@@ -71,7 +71,9 @@ def decode_object(
     if apply:
         return _decode_applied(body)
     decoded = encoding.decode_object(body, media or "application/json", resource.kind)
-    if not resource.builtin and not other_kind and not decoded.value.get("kind"):
+    # What is answered and not stored comes from another API server there, which takes it as it is.
+    is_stored = "get" in resource.verbs
+    if is_stored and not resource.builtin and not other_kind and not decoded.value.get("kind"):
         shown = body[:1024].decode("utf-8", "replace").strip()
         raise encoding.unrecognised(resource.kind, f"Object 'Kind' is missing in '{shown}'", body)
     return decoded
