@@ -42,9 +42,13 @@ def validate(schema: Schema, value: Any, path: str = "", name: str | None = None
     Rules are checked only where all else is well, and a cause says so.
     """
     causes = _Validation().check(schema, value, path, path if name is None else name)
-    if not causes:
-        return list(_broken_rules(schema, value, old, path))
-    unchecked = has_rules(schema) and any(each.get("reason") in _BLOCKING for each in causes)
+    return with_unchecked(schema, causes) if causes else list(_broken_rules(schema, value, old, path))
+
+
+def with_unchecked(schema: Schema, causes: Causes) -> Causes:
+    """`causes`, and one more if they keep rules of the schema from being checked."""
+    said = any(each["message"] == _UNCHECKED for each in causes)
+    unchecked = not said and has_rules(schema) and any(each.get("reason") in _BLOCKING for each in causes)
     return [*causes, cause("<nil>", _UNCHECKED)] if unchecked else causes
 
 
@@ -340,13 +344,30 @@ def type_mismatch(schema: Schema, obj: dict[str, Any], kind: str) -> str | None:
     return _mismatch(schema, obj, kind)
 
 
-def has_number_for_text(schema: Schema, value: Any) -> bool:
-    """Whether an integer stands where a string is declared, which kube-apiserver words apart in strategic merges."""
+def restore_error(schema: Schema, value: Any) -> str:
+    """Why a value cannot be put back into Go's type, in the words of a strategic merge; "" where it can."""
+    if value is None or schema.get(INT_OR_STRING):
+        return ""
+    actual, wanted = type_of(value), schema.get("type")
+    if wanted is not None and actual != wanted and (actual, wanted) != ("integer", "number"):
+        given = _GO_VALUE.get(actual, actual)
+        if wanted == "object":
+            return (
+                f"cannot restore struct from: {given}" if "properties" in schema else f"cannot restore map from {given}"
+            )
+        if wanted == "array":
+            return f"cannot restore slice from {given}"
+        return f"cannot convert {given} to {_GO_VALUE.get(wanted, wanted)}"
     if isinstance(value, dict):
-        return any(has_number_for_text(child(schema, key) or {}, held) for key, held in value.items())
-    if isinstance(value, list):
-        return any(has_number_for_text(schema.get("items") or {}, held) for held in value)
-    return schema.get("type") == "string" and not schema.get(INT_OR_STRING) and type_of(value) == "integer"
+        pairs: Any = ((child(schema, key) or {}, held) for key, held in value.items())
+    elif isinstance(value, list):
+        pairs = ((schema.get("items") or {}, held) for held in value)
+    else:
+        return ""
+    return next((why for inner, held in pairs if (why := restore_error(inner, held))), "")
+
+
+_GO_VALUE = {"integer": "int64", "number": "float64", "boolean": "bool", "object": "map", "array": "slice"}
 
 
 def _mismatch(schema: Schema, value: Any, where: str) -> str | None:
