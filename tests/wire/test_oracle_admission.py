@@ -35,8 +35,6 @@ FLOORS = {area: 1.0 for area in AREAS} | {
     # Not equal: three object graphs (a launcher pod and objects that only the recording had) and two answers to
     # `evacuate/cancel` that are upstream's own faults (500 where nothing is pending).
     "gates": 0.95, "subresources": 0.98, "subresources-running": 0.97,
-    # Two clones on which upstream's own webhook breaks down (500) are refused with 422 here.
-    "reject-objects": 0.92,
 }  # fmt: skip
 #: kinds whose recorded creations later cases refer to
 STORED = ("VirtualMachineRestore", "VirtualMachineClone", "VirtualMachineExport")
