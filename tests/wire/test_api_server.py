@@ -297,10 +297,12 @@ async def test_a_host_reaches_its_own_machines_only(server: RunningServer) -> No
     assert (await agent("DELETE", f"{instances}/mine"))[0] == 403
     group = "/apis/snapshot.storage.k8s.io/v1/namespaces/default/volumesnapshots"
     for name, host in (("mine", "h1"), ("theirs", "h2")):
-        await admin("POST", group, {
+        code, _, _ = await admin("POST", group, {
+            "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot",
             "metadata": {"name": name, "annotations": {"stead.io/host": host}},
             "spec": {"source": {"persistentVolumeClaimName": name}},
         })  # fmt: skip
+        assert code == 201
     ready = {"status": {"readyToUse": True}}
     assert (await agent("PATCH", f"{group}/mine/status", ready, **MERGE))[0] == 200
     assert (await agent("PATCH", f"{group}/theirs/status", ready, **MERGE))[0] == 403
