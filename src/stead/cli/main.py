@@ -49,6 +49,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "login": ("login", "login"),
         "user": ("users", "user"),
     },
+    "Hosts": {
+        "host": ("host", "host"),
+        "token": ("joining", "token"),
+        "join": ("joining", "join"),
+    },
     "This host": {
         "up": ("hosts", "up"),
         "down": ("hosts", "down"),
