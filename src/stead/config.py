@@ -89,6 +89,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     secrets_key_file: str = ""
     #: program with arguments that prints those keys instead (a vault's client, `systemd-creds decrypt`); [] = the file
     secrets_key_command: tuple[str, ...] = ()
+    #: seconds without a sign of life after which a host counts as silent; agents give one every 10
+    host_grace_seconds: float = 40.0
+    #: program with arguments that makes sure that a silent host is off, called with its name: exit code 0 says it is
+    fencer_command: tuple[str, ...] = ()
     #: life of the certificates that Stead renews by itself (API, plane, agent, administrator), seconds
     certificate_seconds: int = 7776000
     #: OpenID Connect issuer whose ID tokens the API accepts, an https URL; "" = none, and nothing is ever fetched
@@ -257,5 +261,7 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"oidc_issuer_url {settings.oidc_issuer_url}: an https URL")
     if bool(settings.oidc_issuer_url) != bool(settings.oidc_client_id):
         raise ConfigError("oidc_issuer_url and oidc_client_id are set together or not at all")
+    if settings.host_grace_seconds < 11:
+        raise ConfigError(f"host_grace_seconds {settings.host_grace_seconds}: 11 at least, agents report every 10")
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"log_level {settings.log_level!r}: debug, info, warning or error")

@@ -136,6 +136,8 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
             roles=tuple(image_roles()),
             upload_url=settings.url,
             upload_ca=files.ca.read_text(encoding="utf-8"),
+            node_grace_seconds=settings.host_grace_seconds,
+            fencer=settings.fencer_command,
         )
         await undo.enter_async_context(_background(run_controllers(api.local_client(), options), stopping))
         renewed = {

@@ -289,9 +289,11 @@ class HostReporter:
         conditions = conditions_from(facts, self.capabilities, self.problem)
         state: Object = {**wanted, "conditions": conditions}
         time = asyncio.get_running_loop().time()
-        if state == self._reported and time - self._reported_at < STATUS_SECONDS:
-            return
         present = (node.get("status") or {}).get("conditions") or []
+        shown = {c.get("type"): c.get("status") for c in present}
+        is_shown = all(shown.get(c["type"]) == c["status"] for c in conditions)  # not when we were taken for silent
+        if is_shown and state == self._reported and time - self._reported_at < STATUS_SECONDS:
+            return
         body = {"status": {**wanted, "conditions": merge_conditions(present, conditions, now())}}
         await self._client.patch(register.NODE, None, settings.host_name, body, subresource="status")
         self._reported, self._reported_at = state, time

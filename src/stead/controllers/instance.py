@@ -29,6 +29,7 @@ from stead.controllers.conditions import (
     status_of,
     text_from_time,
 )
+from stead.controllers.healing import is_surely_off
 from stead.controllers.machine_build import INSTANCE_FINALIZER
 from stead.controllers.machine_demand import Surroundings, bridges_of, demand_from
 from stead.controllers.machine_status import is_final
@@ -317,9 +318,10 @@ class Instances:
                 await guarded_patch(self._client, PERSISTENT_VOLUME_CLAIM, claim, steps)
 
     async def _let_go(self, vmi: Object) -> None:
-        """Remove our finalizer from an instance that no agent ever had, or whose host was removed for good."""
+        """Remove our finalizer from an instance that no agent ever had, or whose host is gone or surely off."""
         host = status_of(vmi).get("nodeName")
-        if (host and self._nodes.get(None, host) is not None) or not has_finalizer(vmi, INSTANCE_FINALIZER):
+        node = self._nodes.get(None, host) if host else None
+        if (node is not None and not is_surely_off(node)) or not has_finalizer(vmi, INSTANCE_FINALIZER):
             return
         await guarded_patch(
             self._client, VIRTUAL_MACHINE_INSTANCE, vmi, finalizer_steps(vmi, remove=INSTANCE_FINALIZER)
