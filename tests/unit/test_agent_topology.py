@@ -8,9 +8,11 @@ import msgspec
 import pytest
 
 from agent_stand_ins import CAPABILITIES
+from fake_client import FakeClient
 from stead.agent import topology
-from stead.agent.host import Facts, capacity_from, labels_from
+from stead.agent.host import Facts, HostReporter, capacity_from, labels_from
 from stead.agent.workshop import AgentSettings
+from stead.kinds.register import NODE
 
 
 def test_lists_of_processors() -> None:
@@ -58,3 +60,17 @@ def test_a_node_tells_models_features_hypervisor_and_bridges(tmp_path: Path) -> 
     assert not any("not a label" in label for label in labels)
     capacity = capacity_from(Facts(cpus=1, memory=1, bridges=("br0",)), told)
     assert capacity["bridge.network.kubevirt.io/br0"] == "1000"
+
+
+async def test_a_host_that_was_taken_for_silent_says_at_once_that_it_is_ready(tmp_path: Path) -> None:
+    client = FakeClient()
+    settings = AgentSettings(instance="x", host_name="h", machines_dir=tmp_path, run_dir=tmp_path, state_dir=tmp_path)
+    reporter = HostReporter(client, settings)
+    reporter.capabilities = CAPABILITIES
+    await reporter.report()
+    node = await client.get(NODE, None, "h")
+    silent = [{**c, "status": "Unknown"} if c["type"] == "Ready" else c for c in node["status"]["conditions"]]
+    await client.update(NODE, {**node, "status": {**node["status"], "conditions": silent}}, "status")
+    await reporter.report()
+    conditions = (await client.get(NODE, None, "h"))["status"]["conditions"]
+    assert {c["type"]: c["status"] for c in conditions}["Ready"] == "True"

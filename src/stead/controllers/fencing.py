@@ -3,8 +3,9 @@
 Started by `controllers.start` where a fencer is set. A fencer is a program (`fencer_command`, with the host's name as
 its last argument) that ends with 0 only when the host is surely off or cut off from its disks: `fence_ipmilan` in a few
 lines of shell, say. Its word becomes Kubernetes' taint `node.kubernetes.io/out-of-service`, which `healing` acts on;
-`stead host uncordon` takes it away. It is asked only about hosts that machines are bound to, one at a time for a host,
-again after `RETRY_SECONDS`; it gets `FENCE_SECONDS` and is killed then. It gets no shell.
+`stead host uncordon` takes it away. It is asked only about hosts with a machine that could start elsewhere then (to
+turn off a host for nothing would only harm what runs there), one at a time for a host, and again after `RETRY_SECONDS`;
+it gets `FENCE_SECONDS` and is killed then. It gets no shell.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from stead.client.informer import Key
-from stead.controllers.conditions import is_deleting, spec_of, status_of
-from stead.controllers.healing import silence_of
-from stead.controllers.machine_status import is_final
+from stead.controllers.conditions import is_deleting, spec_of
+from stead.controllers.healing import Healing, silence_of
 from stead.controllers.runner import Controller, Source, World, own_key
 from stead.controllers.writes import guarded_patch
 from stead.kinds.hosts import OUT_OF_SERVICE_TAINT, taints_with
-from stead.kinds.register import NODE, VIRTUAL_MACHINE_INSTANCE
+from stead.kinds.register import NODE
 
 Object = dict[str, Any]
 
@@ -34,11 +34,11 @@ MAX_WORDS = 2048
 class Fencing:
     """The controller's hands."""
 
-    def __init__(self, world: World, command: Sequence[str]) -> None:
+    def __init__(self, world: World, healing: Healing, command: Sequence[str]) -> None:
         self._world = world
         self._command = tuple(command)
         self._nodes = world.informers.of(NODE)
-        self._vmis = world.informers.of(VIRTUAL_MACHINE_INSTANCE)
+        self._healing = healing
 
     def controller(self) -> Controller:
         """The value that `run_controller` runs."""
@@ -52,7 +52,7 @@ class Fencing:
         silence = silence_of(node)
         if node is None or is_deleting(node) or silence is None or silence.is_off:
             return None
-        if not any(status_of(v).get("nodeName") == key.name and not is_final(v) for v in self._vmis.objects()):
+        if not self._healing.may_leave(key.name):
             return RETRY_SECONDS
         code, words = await self._ask(key.name)
         if code != 0:

@@ -134,13 +134,22 @@ class Healing:
         silence = silence_of(self._nodes.get(None, str(status_of(vmi).get("nodeName") or "")))
         if silence is None:
             return None
-        fate = decide_fate(silence, kept_on(vmi, silence.host, lambda claim: self._affinity(key.namespace, claim)))
+        fate = decide_fate(silence, self.kept(vmi, silence.host))
         status = status_after(vmi, fate, text_from_time(self._clock()))
         if status == status_of(vmi):
             return None
         await write_status(self._world.client, VIRTUAL_MACHINE_INSTANCE, vmi, status)
         self._world.recorder.event(vmi, "Warning", fate.reason, fate.message)
         return None
+
+    def kept(self, vmi: Object, host: str) -> str:
+        """`kept_on` by what the informers know."""
+        return kept_on(vmi, host, lambda claim: self._affinity(vmi["metadata"]["namespace"], claim))
+
+    def may_leave(self, host: str) -> bool:
+        """Whether any machine of that host could start elsewhere, once the host is off."""
+        alive = [vmi for vmi in self._vmis.by_index("host", host) if not is_final(vmi)]
+        return any(not self.kept(vmi, host) for vmi in alive)
 
     def _affinity(self, namespace: str, claim: str) -> Object:
         volume = spec_of(self._claims.get(namespace, claim)).get("volumeName") or ""

@@ -73,7 +73,7 @@ def storable(resources: Sequence[Resource] = ALL) -> tuple[Resource, ...]:
 def all_controllers(world: World, options: ControllerOptions) -> list[Controller]:
     """Every controller but the garbage collector, wired to the world's informers."""
     kinds = storable()
-    addresses = Addresses(world, options.pod_cidr)
+    addresses, healing = Addresses(world, options.pod_cidr), Healing(world)
     found = [
         Machines(world).controller(),
         Instances(world, addresses).controller(),
@@ -88,8 +88,8 @@ def all_controllers(world: World, options: ControllerOptions) -> list[Controller
         Namespaces(world, (*kinds, EVENT), options.root_ca).controller(),
         QuotaCounts(world).controller(),
         Hosts(world, grace_seconds=options.node_grace_seconds).controller(),
-        Healing(world).controller(),
-        *([Fencing(world, options.fencer).controller()] if options.fencer else []),
+        healing.controller(),
+        *([Fencing(world, healing, options.fencer).controller()] if options.fencer else []),
     ]
     if options.hooks is not None:
         for controller in found:
