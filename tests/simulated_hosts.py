@@ -100,6 +100,12 @@ class Host:
             await self._up.wait()
         self._up = None
 
+    def end_network(self) -> None:
+        """End the host's DHCP server, which outlives Stead as machines do."""
+        for file in (self.settings.run_dir / "network").glob("*.pid"):
+            with contextlib.suppress(ProcessLookupError, ValueError):
+                os.kill(int(file.read_text()), signal.SIGKILL)
+
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-2500:] if self.log.exists() else ""
 
@@ -196,3 +202,4 @@ async def simulated_hosts(names: tuple[str, ...], **more: Any) -> AsyncIterator[
             for host in reversed(cluster.hosts):
                 host.signal(signal.SIGCONT)
                 await host.down()
+                host.end_network()

@@ -154,7 +154,7 @@ async def test_a_clock_that_is_off_is_refused_by_both_ends(world: World, monkeyp
     for off in (-6.5, 6.5):
         with monkeypatch.context() as changed:
             changed.setattr(joining, "time", SimpleNamespace(time=lambda off=off: time.time() + off))
-            with pytest.raises(NotJoined, match=r"clock is [-+]6\.[45] s off"):
+            with pytest.raises(NotJoined, match=r"clock is [-+]\d+\.\d s off"):
                 await world.join("late", token)
     late = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=7)
     status, message = await world.ask(request("late", time=late.isoformat()), await world.token())
