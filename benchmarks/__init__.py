@@ -31,5 +31,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         "cloning", "a 30Gi golden image to a volume of one's own, beside cp --reflink on the same XFS", True, False
     ),
     "api": Benchmark("api", "durable creates over fsync; gets and lists over a bare server", False, False),
+    "placement": Benchmark("placement", "machines placed a second on 10, 100 and 1,000 hosts", False, False),
     "watch": Benchmark("watch", "from a write to every watcher, over a bare fsync and fan-out", False, False),
 }

@@ -16,6 +16,7 @@ from stead.kinds import (
     crd,
     export,
     instancetype,
+    joins,
     kubevirt,
     machine,
     network,
@@ -196,6 +197,16 @@ CDI = _custom(
     columns=(AGE, Column("Phase", "string", ".status.phase")),
 )
 CDI_CONFIG = _custom(_CDI_GROUP, "v1beta1", "CDIConfig", "cdiconfigs", cdi.CDIConfig, namespaced=False)
+JOIN = _custom(
+    "stead.io",
+    "v1alpha1",
+    "Join",
+    "joins",
+    joins.Join,
+    namespaced=False,
+    verbs=_CREATE_ONLY,
+    has_generation=False,
+)
 UPLOAD_TOKEN_REQUEST = _custom(
     "upload.cdi.kubevirt.io",
     "v1beta1",
@@ -510,6 +521,7 @@ ALL: tuple[Resource, ...] = (
     MACHINE_EXPORT,
     VOLUME_SNAPSHOT,
     VOLUME_SNAPSHOT_CLASS,
+    JOIN,
     NAMESPACE,
     NODE,
     PERSISTENT_VOLUME_CLAIM,

@@ -27,6 +27,7 @@ from stead.server.definition_rules import CONTROLLER_NAME
 from stead.server.definitions import Definitions
 from stead.server.exports import Exports
 from stead.server.health import Health, Metrics
+from stead.server.joins import Joins, Signing
 from stead.server.local import LocalVerbs
 from stead.server.login import Logins
 from stead.server.node_authz import NodeGuard
@@ -58,6 +59,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     agent_tls: ssl.SSLContext | None = None
     resources: Iterable[Resource] = register.ALL
     oidc: OidcSettings | None = None
+    #: None = no host may join
+    signing: Signing | None = None
 
 
 class ApiServer:
@@ -90,6 +93,7 @@ class ApiServer:
             uploads=Uploads(self.registry, self.issuer, self.agents),
             exports=Exports(self.registry, self.agents),
             logins=Logins(self._own_verbs, self.registry),
+            joins=Joins(self._own_verbs, settings.signing) if settings.signing is not None else None,
         ))  # fmt: skip
 
     async def start(self) -> None:

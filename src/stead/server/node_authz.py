@@ -81,6 +81,8 @@ class NodeGuard:
             annotations = ((found or {}).get("metadata") or {}).get("annotations") or {}
             fits = asked.verb == "patch" and annotations.get(SNAPSHOT_HOST) == host
             return _ALLOWED if fits else _no("only snapshots that were given to this host")
+        if (asked.group, plural) == ("stead.io", "joins"):
+            return _ALLOWED if asked.verb == "create" else _no("a host renews its certificate only")
         if asked.group == "":
             return self._core(host, asked, plural, subresource)
         return _no(f"a host may not {asked.verb} {plural}")
