@@ -20,7 +20,7 @@ from stead.server.shapes import Shape
 from stead.server.watching import Change, Watch, error_frame, watch_from
 
 if TYPE_CHECKING:
-    from stead.server.app import Exchange
+    from stead.server.exchange import Exchange
 
 _BEARER = "base64url.bearer.authorization.k8s.io."
 
