@@ -50,6 +50,9 @@ class Accepted(msgspec.Struct, frozen=True):
     version: str = "v1"
 
 
+_PLAIN_JSON = Accepted()
+
+
 def encode(value: Any) -> bytes:
     """JSON bytes of a value."""
     return _encoder.encode(value)
@@ -85,8 +88,8 @@ def error_answer(error: ApiError) -> Answer:
 
 def negotiate(accept: str, *, projections: bool = True) -> Accepted:
     """Choose by an Accept header. Raises ApiError("NotAcceptable") when nothing offered can be served."""
-    if not accept.strip():
-        return Accepted()
+    if accept == JSON or not accept.strip():
+        return _PLAIN_JSON
     clauses = sorted(_clauses(accept), key=lambda clause: -clause[0])
     for _, media, params in clauses:
         chosen = _choose(media, params, projections)

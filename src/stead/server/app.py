@@ -9,11 +9,10 @@ the table of errors.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import random
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator
 
 import msgspec
 import structlog
@@ -64,6 +63,10 @@ class App:
         self._objects = Objects(server, self._paths)
         self._reads, self._writes = Places(MAX_READS), Places(MAX_WRITES)
         self._streams = OpenStreams()
+        server.metrics.in_flight.set_function(self._in_hand)
+
+    def _in_hand(self) -> float:
+        return self._reads.in_hand + self._writes.in_hand + self._streams.in_hand
 
     def stop(self) -> None:
         """End every watch cleanly and report not ready; the listener is stopped after this."""
@@ -81,7 +84,7 @@ class App:
         )  # fmt: skip
         exchange = Exchange(
             scope=scope, receive=receive, send=send, request=request, headers=headers,
-            audit_id=headers.get("audit-id") or str(uuid.uuid4()),
+            audit_id=headers.get("audit-id") or _new_id(),
         )  # fmt: skip
         received, started = meta.now_micro(), time.monotonic()
         try:
@@ -137,11 +140,10 @@ class App:
         request, server = exchange.request, self._server
         known = server.catalogue.find(request.group, request.version, request.plural) is not None
         plural = request.plural if known else ""
-        server.metrics.requests.labels(
-            request.verb if request.is_resource else "other", plural, str(exchange.code)
-        ).inc()
+        verb = request.verb if request.is_resource else "other"
+        server.metrics.count(verb, plural, exchange.code)
         if request.verb != "watch" and exchange.scope["type"] == "http":
-            server.metrics.seconds.labels(request.verb if request.is_resource else "other").observe(seconds)
+            server.metrics.time(verb, seconds)
         client = exchange.scope.get("client") or ("",)
         server.audit.write(Entry(
             audit_id=exchange.audit_id, request=request, user=exchange.original or exchange.user,
@@ -160,24 +162,34 @@ class App:
         if server.logins is not None and request.path.rstrip("/") in LOGIN_PATHS:
             return await server.logins.handle(exchange)
         await self._authenticate(exchange)
-        impersonate(exchange, server.authorizer)
+        if any(name.startswith("impersonate-") for name in exchange.headers):
+            impersonate(exchange, server.authorizer)
         if request.path.rstrip("/").startswith(OPEN) and not request.is_resource:
             opened = self._paths.opened(exchange)
             if opened is not None:
                 return opened
         self._authorize(exchange)
         await server.authenticator.spend(exchange.original or exchange.user)
-        async with self._place(exchange):
-            if exchange.scope["type"] == "websocket":
-                return await self._objects.websocket(exchange)
-            if request.verb == "watch" or self._is_stream(request):
-                return await self._objects.answer(exchange)
-            limit = self._deadline(request)
-            async with asyncio.timeout(limit):
+        name = exchange.user.name
+        # Heartbeats and administrators always get in.
+        exempt = request.plural == "leases" or MASTERS in exchange.user.groups
+        if self._is_long(exchange):
+            with self._streams.one(name, exempt=exempt):
+                return await self._long(exchange)
+        async with (self._writes if request.is_write else self._reads).place(name, exempt=exempt):
+            async with asyncio.timeout(self._deadline(request)):
                 return await (self._objects.answer(exchange) if request.is_resource else self._paths.other(exchange))
 
-    def _is_stream(self, request: Request) -> bool:
-        return request.group in SUBRESOURCE_GROUPS
+    async def _long(self, exchange: Exchange) -> Answer | None:
+        """A watch or a stream: it lasts as long as it lasts."""
+        if exchange.scope["type"] == "websocket":
+            return await self._objects.websocket(exchange)
+        return await self._objects.answer(exchange)
+
+    def _is_long(self, exchange: Exchange) -> bool:
+        request = exchange.request
+        is_stream = request.group in SUBRESOURCE_GROUPS
+        return is_stream or request.verb == "watch" or exchange.scope["type"] == "websocket"
 
     def _deadline(self, request: Request) -> float:
         limit = WRITE_SECONDS if request.is_write else READ_SECONDS
@@ -201,19 +213,10 @@ class App:
         if not decision.allowed:
             raise forbidden(exchange.user, asked, f": {decision.reason}" if decision.reason else "")
 
-    @contextlib.asynccontextmanager
-    async def _place(self, exchange: Exchange) -> AsyncIterator[None]:
-        """Count the request and wait for its turn. Leases and administrators always get in. Raises 429."""
-        request, name = exchange.request, exchange.user.name
-        exempt = request.plural == "leases" or MASTERS in exchange.user.groups
-        gauge = self._server.metrics.in_flight
-        with gauge.track_inprogress():
-            if request.verb == "watch" or exchange.scope["type"] == "websocket" or self._is_stream(request):
-                with self._streams.one(name, exempt=exempt):
-                    yield
-                return
-            async with (self._writes if request.is_write else self._reads).place(name, exempt=exempt):
-                yield
+
+def _new_id() -> str:
+    """A version 4 UUID that need not be unguessable."""
+    return str(uuid.UUID(int=random.getrandbits(128), version=4))
 
 
 __all__ = ["App", "Exchange", "Server", "build_app"]

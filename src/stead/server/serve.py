@@ -35,6 +35,8 @@ HANDSHAKE_SECONDS = 10.0
 HEAD_BYTES = 256 * 1024
 LEFTOVER_BYTES = 8 * 1024 * 1024
 TLS_BUFFER_BYTES = 32 * 1024
+#: bytes of one turn of the loop that are sent without waiting for its end
+CORK_BYTES = 64 * 1024
 #: open connections, and those among them that have not sent a request head
 MAX_SOCKETS = 16384
 MAX_UNPROVEN = 1000
@@ -65,10 +67,52 @@ def _with_certificate(app: Any, certificate: bytes | None) -> Any:
     return wrapped
 
 
+class Cork:
+    """A transport whose writes of one turn of the loop leave together: head and body of an answer are one packet."""
+
+    __slots__ = ("_inner", "_loop", "_parts", "_size")
+
+    def __init__(self, inner: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._inner = inner
+        self._loop = loop
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        """Send soon; at once when much has gathered."""
+        if not data:
+            return
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size >= CORK_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Send what is there, then close."""
+        self._flush()
+        self._inner.close()
+
+    def abort(self) -> None:
+        """Close without sending."""
+        self._parts.clear()
+        self._inner.abort()
+
+    def _flush(self) -> None:
+        parts, self._parts, self._size = self._parts, [], 0
+        if parts and not self._inner.is_closing():
+            self._inner.write(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
 class _HttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with the client certificate and a deadline for request heads."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _in_head = False
     #: called once a whole request head is there
     proven: Callable[[], None] | None = None
     #: called when the connection is gone
@@ -85,6 +129,9 @@ class _HttpProtocol(HttpToolsProtocol):
                 self.transport.close()
                 return
         super().data_received(data)
+        # Most heads come whole: those need no timer.
+        if self._in_head and self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # A head that comes in one piece is bounded here.
@@ -102,17 +149,17 @@ class _HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        super().connection_made(transport)
+        super().connection_made(Cork(transport, self.loop))  # type: ignore[arg-type]  # what uvicorn uses of one
         self.app = _with_certificate(self.app, _certificate_of(transport))
         self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.close)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_size = 0
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        self._in_head = True
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._stop_timer()
         self._head_bytes = 0
         if self.proven is not None:
@@ -304,7 +351,7 @@ class Listener:
         self.port = bound.getsockname()[1]
         config = uvicorn.Config(
             self._app, interface="asgi3", lifespan="off", http=_HttpProtocol, ws=_WebSocketProtocol, log_config=None,
-            access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS,
+            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=STOP_SECONDS, ws_max_size=4 * 1024 * 1024, ws_ping_interval=20.0,
             ws_ping_timeout=60.0, ws_per_message_deflate=False,
         )  # fmt: skip
