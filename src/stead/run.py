@@ -296,6 +296,7 @@ async def _background(work: Awaitable[None], stopping: asyncio.Event) -> AsyncIt
             stopping.set()
 
     task = asyncio.create_task(guarded())
+    await asyncio.sleep(0)  # so that the work has begun: a task that is cancelled before never awaits it
     try:
         yield
     finally:

@@ -26,6 +26,7 @@ from stead.server.catalogue import Catalogue
 from stead.server.definition_rules import CONTROLLER_NAME
 from stead.server.definitions import Definitions
 from stead.server.health import Health, Metrics
+from stead.server.leave import Leave
 from stead.server.local import LocalVerbs
 from stead.server.login import Logins
 from stead.server.node_authz import NodeGuard
@@ -80,6 +81,7 @@ class ApiServer:
             oidc=Oidc(settings.oidc) if settings.oidc is not None else None,
         )
         self.authenticator = Authenticator(self.registry, self.issuer, sources)
+        self._leave = Leave(self.registry, self.authenticator, self.authorizer)
         self.agents = Agents(self.registry, settings.agent_tls)
         self.app: App = build_app(Server(
             verbs=self.verbs, catalogue=self.catalogue, authenticator=self.authenticator, authorizer=self.authorizer,
@@ -87,7 +89,7 @@ class ApiServer:
             reviews=Reviews(self.verbs, self.authenticator, self.authorizer),
             subresources=Subresources(self.verbs, self.agents),
             uploads=Uploads(self.registry, self.issuer, self.agents),
-            logins=Logins(self._own_verbs, self.registry),
+            logins=Logins(self._own_verbs, self.registry), leave=self._leave,
         ))  # fmt: skip
 
     async def start(self) -> None:
@@ -96,10 +98,12 @@ class ApiServer:
         self.definitions.load()
         await ensure_defaults(self.local_verbs(CONTROLLER))
         self.definitions.start()
+        self._leave.start()
 
     async def stop(self) -> None:
         """End watches and streams, close connections to agents, stop the cache. The store is the caller's."""
         self.app.stop()
+        await self._leave.stop()
         await self.definitions.stop()
         await self.agents.close()
         await self.cache.close()

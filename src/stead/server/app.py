@@ -9,6 +9,7 @@ the table of errors.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 import traceback
@@ -175,10 +176,37 @@ class App:
         exempt = request.plural == "leases" or MASTERS in exchange.user.groups
         if self._is_long(exchange):
             with self._streams.one(name, exempt=exempt):
-                return await self._long(exchange)
+                return await self._long_held(exchange)
         async with (self._writes if request.is_write else self._reads).place(name, exempt=exempt):
             async with asyncio.timeout(self._deadline(request)):
                 return await (self._objects.answer(exchange) if request.is_resource else self._paths.other(exchange))
+
+    async def _long_held(self, exchange: Exchange) -> Answer | None:
+        """A watch or a stream that ends when its caller may no longer have it."""
+        if self._server.leave is None:
+            return await self._long(exchange)
+        work = asyncio.current_task()
+        assert work is not None
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            ended = True
+            work.cancel()
+
+        exchange.end = end
+        with self._server.leave.held(exchange):
+            try:
+                return await self._long(exchange)
+            except asyncio.CancelledError:
+                if not ended:
+                    raise
+                work.uncancel()
+        exchange.code = exchange.code or 401
+        with contextlib.suppress(RuntimeError):  # it may have said so itself on its way out
+            if exchange.scope["type"] == "websocket":
+                await exchange.send({"type": "websocket.close", "code": 1008})
+        return None
 
     async def _long(self, exchange: Exchange) -> Answer | None:
         """A watch or a stream: it lasts as long as it lasts."""
@@ -199,12 +227,8 @@ class App:
         return limit
 
     async def _authenticate(self, exchange: Exchange) -> None:
-        extensions = exchange.scope.get("extensions") or {}
-        certificate = (extensions.get("tls") or {}).get("client_certificate")
-        bearer = streaming.bearer_of(exchange.scope.get("subprotocols") or [])
-        is_change = exchange.scope["type"] == "websocket" or exchange.request.method not in ("GET", "HEAD", "OPTIONS")
         exchange.user = await self._server.authenticator.authenticate(
-            certificate, exchange.headers, bearer, is_change=is_change
+            *exchange.credentials(), is_change=exchange.is_change
         )
 
     def _authorize(self, exchange: Exchange) -> None:

@@ -7,6 +7,7 @@ its handlers, `Server` holds them together. Values only.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import msgspec
@@ -18,6 +19,7 @@ from stead.server.authz import Authorizer
 from stead.server.catalogue import Catalogue, Served
 from stead.server.health import Health, Metrics
 from stead.server.request import Request
+from stead.server.streaming import bearer_of
 from stead.server.verbs import Verbs
 
 Scope = dict[str, Any]
@@ -40,9 +42,21 @@ class Exchange(msgspec.Struct, kw_only=True):
     #: set by handlers that answer by themselves (streams)
     answered: bool = False
     code: int = 0
+    #: ends a watch or a stream from outside; set by whoever serves it
+    end: Callable[[], None] = lambda: None
     #: for the audit log: the body of the request and of the answer
     body: bytes = b""
     answer: bytes = b""
+
+    @property
+    def is_change(self) -> bool:
+        """Whether the request may change something or opens a WebSocket."""
+        return self.scope["type"] == "websocket" or self.request.method not in ("GET", "HEAD", "OPTIONS")
+
+    def credentials(self) -> tuple[bytes | None, dict[str, str], str]:
+        """What the caller showed: a verified certificate (DER), headers, a token in place of a subprotocol."""
+        certificate = ((self.scope.get("extensions") or {}).get("tls") or {}).get("client_certificate")
+        return certificate, self.headers, bearer_of(self.scope.get("subprotocols") or [])
 
 
 class SubresourceHandler(Protocol):
@@ -67,6 +81,12 @@ class UploadHandler(Protocol):
     async def handle(self, exchange: Exchange) -> Answer | None: ...
 
 
+class LeaveToStay(Protocol):
+    """`server.leave`: ends what lasts when its caller must go."""
+
+    def held(self, exchange: Exchange) -> AbstractContextManager[None]: ...
+
+
 class LoginHandler(Protocol):
     """`server.login`: sessions for passwords."""
 
@@ -87,4 +107,5 @@ class Server(msgspec.Struct, kw_only=True):
     subresources: SubresourceHandler | None = None
     uploads: UploadHandler | None = None
     logins: LoginHandler | None = None
+    leave: LeaveToStay | None = None
     address: str = ""

@@ -19,7 +19,7 @@ from stead.server.calls import Call, Outcome, delete_options, write_options
 from stead.server.catalogue import SUBRESOURCE_GROUPS, Catalogue, Served
 from stead.server.exchange import Exchange, Server
 from stead.server.paths import Paths, method_not_allowed, no_resource
-from stead.server.reading import list_body, list_options
+from stead.server.reading import list_answer, list_body, list_options
 from stead.server.request import Request
 from stead.server.shapes import Shape, shape_of
 
@@ -175,7 +175,9 @@ class Objects:
             status = {**error.status(), "metadata": {"continue": token}}
             status.pop("details", None)
             return json_answer(status, error.code)
-        return _formatted(Answer(200, list_body(shape, page)), accepted)
+        if accepted.format == "yaml":
+            return _formatted(Answer(200, list_body(shape, page)), accepted)
+        return list_answer(shape, page)
 
     async def _watch(self, exchange: Exchange, shape: Shape, accepted: Accepted) -> Answer | None:
         if accepted.format == "yaml":

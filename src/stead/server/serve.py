@@ -26,6 +26,10 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from stead.server.cork import Cork, chunk_of
+from stead.server.hello import whole_hello
+from stead.server.streaming import CHUNKS
+
 #: seconds that a client has for its request head, that an idle connection is kept, and that a stop waits
 HEAD_SECONDS = 20.0
 IDLE_SECONDS = 120
@@ -35,8 +39,6 @@ HANDSHAKE_SECONDS = 10.0
 HEAD_BYTES = 256 * 1024
 LEFTOVER_BYTES = 8 * 1024 * 1024
 TLS_BUFFER_BYTES = 32 * 1024
-#: bytes of one turn of the loop that are sent without waiting for its end
-CORK_BYTES = 64 * 1024
 #: open connections, and those among them that have not sent a request head
 MAX_SOCKETS = 16384
 MAX_UNPROVEN = 1000
@@ -59,53 +61,15 @@ def _certificate_of(transport: Any) -> bytes | None:
     return tls.getpeercert(binary_form=True) if tls is not None else None
 
 
-def _with_certificate(app: Any, certificate: bytes | None) -> Any:
+def _with_certificate(app: Any, certificate: bytes | None, chunks: Callable[[bytes], bool] | None = None) -> Any:
     async def wrapped(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        scope.setdefault("extensions", {})["tls"] = {"client_certificate": certificate}
+        extensions = scope.setdefault("extensions", {})
+        extensions["tls"] = {"client_certificate": certificate}
+        if chunks is not None:
+            extensions[CHUNKS] = chunks
         await app(scope, receive, send)
 
     return wrapped
-
-
-class Cork:
-    """A transport whose writes of one turn of the loop leave together: head and body of an answer are one packet."""
-
-    __slots__ = ("_inner", "_loop", "_parts", "_size")
-
-    def __init__(self, inner: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._inner = inner
-        self._loop = loop
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def write(self, data: bytes) -> None:
-        """Send soon; at once when much has gathered."""
-        if not data:
-            return
-        if not self._parts:
-            self._loop.call_soon(self._flush)
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size >= CORK_BYTES:
-            self._flush()
-
-    def close(self) -> None:
-        """Send what is there, then close."""
-        self._flush()
-        self._inner.close()
-
-    def abort(self) -> None:
-        """Close without sending."""
-        self._parts.clear()
-        self._inner.abort()
-
-    def _flush(self) -> None:
-        parts, self._parts, self._size = self._parts, [], 0
-        if parts and not self._inner.is_closing():
-            self._inner.write(parts[0] if len(parts) == 1 else b"".join(parts))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
 
 class _HttpProtocol(HttpToolsProtocol):
@@ -117,6 +81,7 @@ class _HttpProtocol(HttpToolsProtocol):
     proven: Callable[[], None] | None = None
     #: called when the connection is gone
     lost: Callable[[], None] | None = None
+    _cork: Cork
     _head_bytes = 0
     _head_size = 0
     _leftover = 0
@@ -149,9 +114,18 @@ class _HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        super().connection_made(Cork(transport, self.loop))  # type: ignore[arg-type]  # what uvicorn uses of one
-        self.app = _with_certificate(self.app, _certificate_of(transport))
+        self._cork = Cork(transport, self.loop)
+        super().connection_made(self._cork)  # type: ignore[arg-type]  # what uvicorn uses of one
+        self.app = _with_certificate(self.app, _certificate_of(transport), self._write_chunk)
         self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def _write_chunk(self, body: bytes) -> bool:
+        """A chunk of the answer in hand, past uvicorn; False when the client does not keep up or is gone."""
+        cycle = self.cycle
+        if self.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+            return False
+        self._cork.write_now(chunk_of(body))
+        return True
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -279,10 +253,13 @@ class Door:
         protocol.lost = lambda: self._forget(protocol)
         seconds = HANDSHAKE_SECONDS if self._context is not None else None
         try:
+            if self._context is not None:
+                async with asyncio.timeout(HANDSHAKE_SECONDS):
+                    await whole_hello(connection)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: protocol, connection, ssl=self._context, ssl_handshake_timeout=seconds
             )
-        except OSError:  # no handshake: bad TLS, too slow, gone
+        except OSError:  # no handshake: bad TLS, too slow (a TimeoutError is one), gone
             self._forget(protocol)
             connection.close()
         except asyncio.CancelledError:
