@@ -24,5 +24,5 @@ PROOFS: dict[str, Proof] = {
     "linearizability": Proof(
         "linearizability", "10 clients' histories are those of one copy, through kill -9 and power loss", 300
     ),
-    "watch": Proof("watching", "every event once and in order, across reconnects and kills", 100_000),
+    "watch": Proof("watching", "every event once and in order, across reconnects and kills", 1_000_000),
 }
