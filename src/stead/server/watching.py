@@ -31,6 +31,9 @@ DEFAULT_SECONDS = 1800.0
 #: longest wait for more events before the watcher looks at its deadlines, seconds
 _TICK_SECONDS = 1.0
 
+#: newest lines that are kept for the other watchers of a shape
+_SHARED = 16
+
 _encoder = msgspec.json.Encoder()
 _INITIAL_END = {"k8s.io/initial-events-end": "true"}
 
@@ -105,6 +108,8 @@ class Watch:
         self._sent = 0
         self._name = options.selector.fields.exact("metadata.name")
         self._shape_key = shape.key
+        #: what all watchers without a selector share, or None
+        self._shared = None if options.selector or shape.projection == "Table" else registry.lines_of(shape.key)
         self._is_first = True
         self._is_idle = False
 
@@ -188,8 +193,16 @@ class Watch:
             if not self._is_idle:
                 return False  # the task is sending, and what has come since is behind that
             events = subscription.peek()
+            if self._shared is not None and len(events) == 1:
+                known = self._shared.get(events[0].revision)
+                if known is not None and write(known):
+                    self._sent = events[0].revision
+                    subscription.take()
+                    return True
             sent, first = self._sent, self._is_first
             lines = self.lines([change for event in events if (change := self._change(event)) is not None])
+            if len(events) == len(lines) == 1 and self._shared is not None:
+                self._share(events[0].revision, lines[0])
             if lines and not write(lines[0] if len(lines) == 1 else b"".join(lines)):
                 self._sent, self._is_first = sent, first
                 return False
@@ -197,6 +210,13 @@ class Watch:
             return True
 
         subscription.listener = deliver
+
+    def _share(self, revision: int, line: bytes) -> None:
+        """Others that want all events of this shape are told the same."""
+        assert self._shared is not None
+        if len(self._shared) >= _SHARED:
+            self._shared.clear()
+        self._shared[revision] = line
 
     def _bookmark(self) -> Change | None:
         """A bookmark, if the client wants them and something newer than what it saw was written."""
