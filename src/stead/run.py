@@ -75,6 +75,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     from stead.server.api import Settings as ApiSettings
     from stead.server.roles import image_roles
     from stead.server.serve import Listener, Listening
+    from stead.store.copies import seal_plain
     from stead.store.keyring import read as read_keyring
     from stead.store.sealed import SealedStore
     from stead.store.sqlite import SqliteStore
@@ -83,7 +84,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     key = load_pem_private_key(files.token_key.read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{files.token_key} is not an elliptic curve key")
-    keyring = await asyncio.to_thread(read_keyring, settings.secrets_key, settings.secrets_key_command)
+    keyring = await asyncio.to_thread(read_keyring, *settings.secrets_key_source)
     file = await SqliteStore.open(settings.plane_dir / "store.db")
     agent_tls = pki.client_context(files.ca, files.plane)
     async with contextlib.AsyncExitStack() as undo:
@@ -92,11 +93,8 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
         if store.resealed:
             await file.scrub()
             log.info("Secrets sealed with the newest key", count=store.resealed)
-        copy = settings.plane_dir / "store.db.format-1"
-        if copy.exists():
-            log.warning(
-                "a copy of the store for going back holds Secrets in plain; remove it when done", path=str(copy)
-            )
+        for copy in await asyncio.to_thread(seal_plain, settings.plane_dir / "store.db", keyring):
+            log.info("a copy of the store for going back is sealed; `stead store open-copy` opens it", path=str(copy))
         api = ApiServer(
             store,
             ApiSettings(

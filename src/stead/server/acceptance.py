@@ -6,13 +6,24 @@ and keeps nothing between calls. Follows C1 to C7, Y1, Y2, G1, G2, G4, U1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from stead.kinds import register
+from stead.kinds.events import GROUP as EVENTS_GROUP
 from stead.kinds.resource import Resource
 from stead.kube import meta, schema
-from stead.kube.errors import ApiError, cause, invalid, not_found
-from stead.server import core_rules, definition_rules, foreign, scale_rules, transition
+from stead.kube.errors import ApiError, invalid, not_found
+from stead.server import (
+    core_rules,
+    definition_rules,
+    foreign,
+    mutation,
+    scale_rules,
+    storage_rules,
+    transition,
+    typed,
+)
 from stead.server.admission import admit, schema_texts
 from stead.server.admission.contract import AdmissionRequest
 from stead.server.authn import User
@@ -23,7 +34,6 @@ from stead.server.limit_ranges import Ranges
 from stead.server.lookup import MemoryLookup
 from stead.server.references import ReferenceGuard
 from stead.server.registry import Object, Record, Registry
-from stead.server.shapes import EVENTS_GROUP
 
 _META_ONLY = {"properties": {"metadata": schema.OBJECT_META}}
 
@@ -57,7 +67,7 @@ class Acceptance:
         return foreign.as_defined(self.rules(resource).resource, record.obj) if resource.edition else record.obj
 
     def decoded(
-        self, call: Call, obj: Object, duplicates: tuple[str, ...], warnings: list[str], *, patch: bool = False
+        self, call: Call, obj: Object, problems: Sequence[str], warnings: list[str], *, patch: bool = False
     ) -> Object:
         """Types checked, unknown fields pruned (or refused), schema defaults put in. Raises 400 and 422."""
         resource, served = call.resource, self.rules(call.resource)
@@ -67,22 +77,21 @@ class Acceptance:
             handled = f'{resource.kind} in version "{call.version}" cannot be handled as a {resource.kind}'
             raise ApiError("BadRequest", f"{handled}: {mismatch}")
         pruned, unknown = schema.prune(served.schema, obj)
-        problems = [f'duplicate field "{path}"' for path in duplicates] + [
-            f'unknown field "{path}"' for path in unknown
-        ]
+        problems = [*problems, *(f'unknown field "{path}"' for path in unknown)]
         if problems and call.options.validation == "Strict":
-            raise self._strict(call, problems, patch)
+            raise self._strict(call, problems, obj if patch else None)
         if call.options.validation == "Warn":
             warnings.extend(problems)
         defaulted: Object = schema.default(served.schema, pruned)
-        return {**defaulted, "metadata": schema.normalise_metadata(defaulted["metadata"])}
+        owned, repeated = meta.without_repeated_owners(schema.normalise_metadata(defaulted["metadata"]))
+        warnings.extend(repeated)
+        decoded = {**defaulted, "metadata": owned}
+        return typed.as_typed(resource, decoded) if resource.builtin else decoded
 
-    def _strict(self, call: Call, problems: list[str], patch: bool) -> ApiError:
-        text = f"strict decoding error: {', '.join(problems)}"
-        if patch:
-            causes = [cause("patch", f'Invalid value: "": {text}')]
-            error = invalid("", "", "", causes)
-            return ApiError("Invalid", error.message, {"causes": causes})
+    def _strict(self, call: Call, problems: list[str], patched: Object | None) -> ApiError:
+        text = f"strict decoding error: {mutation.told(problems)}"
+        if patched is not None:
+            return mutation.bad_patch(mutation.shown(call.resource, patched), text)
         kind = call.resource.kind
         return ApiError("BadRequest", f'{kind} in version "{call.version}" cannot be handled as a {kind}: {text}')
 
@@ -96,6 +105,7 @@ class Acceptance:
             before = schema.ABSENT if old is None else old.get("status", schema.ABSENT)
             if inner and obj.get("status"):
                 causes += schema.validate(inner, obj["status"], "status", "", before)
+                causes = schema.with_unchecked(served.schema, causes)
         elif not resource.builtin:
             causes += schema.validate(served.schema, obj, old=schema.ABSENT if old is None else old)
             if not resource.edition:
@@ -120,6 +130,7 @@ class Acceptance:
         causes += core_rules.check(resource, obj, old)
         if causes:
             raise invalid(resource.kind, resource.group, obj["metadata"].get("name", ""), causes)
+        storage_rules.check_resize(resource, obj, old, self._registry.peek)
         obj = self._ranges.admit(resource, obj, old)
         if old is not None:
             transition.check_finalizers(resource, old, obj)

@@ -18,10 +18,19 @@ import uuid
 import msgspec
 import structlog
 
-from stead.kube import encoding, meta
+from stead.kube import encoding, meta, protobuf
 from stead.kube.errors import ApiError
 from stead.server import streaming
-from stead.server.answer import YAML, Answer, error_answer, send_answer, text_answer
+from stead.server.answer import (
+    PROTOBUF,
+    YAML,
+    Answer,
+    error_answer,
+    not_sniffed,
+    send_answer,
+    text_answer,
+    wants_protobuf,
+)
 from stead.server.audit import Entry
 from stead.server.authn import MASTERS
 from stead.server.authz import attributes_of, forbidden
@@ -33,7 +42,7 @@ from stead.server.impersonation import impersonate
 from stead.server.lifecycle import PlainError
 from stead.server.objects import Objects
 from stead.server.paths import OPEN, Paths
-from stead.server.request import Request, request_from
+from stead.server.request import Request, duration_seconds, request_from
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +134,10 @@ class App:
             return text_answer(error.message, error.code)
         answer = error_answer(error)
         answer.warnings = [*error.warnings, *answer.warnings]
-        if exchange.headers.get("accept", "").startswith(YAML):
+        accept = exchange.headers.get("accept", "")
+        if wants_protobuf(accept):
+            answer.body, answer.content_type = protobuf.encode_status(msgspec.json.decode(answer.body)), PROTOBUF
+        elif accept.startswith(YAML):
             answer.body, answer.content_type = encoding.encode_yaml(msgspec.json.decode(answer.body)), YAML
         return answer
 
@@ -164,12 +176,14 @@ class App:
             return await server.logins.handle(exchange)
         await self._authenticate(exchange)
         if any(name.startswith("impersonate-") for name in exchange.headers):
-            impersonate(exchange, server.authorizer)
+            with not_sniffed():
+                impersonate(exchange, server.authorizer)
         if request.path.rstrip("/").startswith(OPEN) and not request.is_resource:
             opened = self._paths.opened(exchange)
             if opened is not None:
                 return opened
-        self._authorize(exchange)
+        with not_sniffed():
+            self._authorize(exchange)
         await server.authenticator.spend(exchange.original or exchange.user)
         name = exchange.user.name
         # Heartbeats and administrators always get in.
@@ -221,10 +235,8 @@ class App:
 
     def _deadline(self, request: Request) -> float:
         limit = WRITE_SECONDS if request.is_write else READ_SECONDS
-        text = (request.query.get("timeout") or "").removesuffix("s")
-        if text.isdigit() and int(text) > 0:
-            return min(limit, float(text))
-        return limit
+        wanted = duration_seconds(request.query.get("timeout") or "0")
+        return min(limit, wanted) if wanted > 0 else limit
 
     async def _authenticate(self, exchange: Exchange) -> None:
         exchange.user = await self._server.authenticator.authenticate(

@@ -5,12 +5,12 @@ Called by `verbs` with every body before anything else looks at it. Pure. Follow
 
 from __future__ import annotations
 
+from stead.kinds.events import GROUP as EVENTS_GROUP
 from stead.kinds.events import core_from_events_v1
 from stead.kube import meta, schema
 from stead.kube.errors import ApiError
 from stead.server.calls import Call
 from stead.server.registry import Object
-from stead.server.shapes import EVENTS_GROUP
 
 
 def own_identity(call: Call, obj: Object) -> Object:

@@ -10,10 +10,22 @@ import msgspec
 
 from stead.kinds import register
 from stead.kinds.old_manifests import newer_version
+from stead.kinds.resource import Resource
 from stead.kube import encoding, meta
-from stead.kube.errors import ApiError
-from stead.server import mutation, scale, streaming
-from stead.server.answer import JSON, YAML, Accepted, Answer, json_answer, negotiate, text_answer
+from stead.kube.errors import ApiError, not_found
+from stead.server import foreign, mutation, scale, streaming
+from stead.server.answer import (
+    JSON,
+    NOSNIFF,
+    YAML,
+    Accepted,
+    Answer,
+    check_route,
+    json_answer,
+    negotiate,
+    not_sniffed,
+    text_answer,
+)
 from stead.server.bodies import decode_delete_options, decode_object, media_type, read_body
 from stead.server.calls import Call, Outcome, delete_options, write_options
 from stead.server.catalogue import SUBRESOURCE_GROUPS, Catalogue, Served
@@ -48,11 +60,17 @@ class Objects:
         """A request on a resource; None when a stream has answered. Raises 404 and 405 besides what the verbs raise."""
         request, server = exchange.request, self._server
         if request.group in SUBRESOURCE_GROUPS and server.subresources is not None:
-            return await server.subresources.http(exchange)
+            with not_sniffed():
+                found = await server.subresources.http(exchange)
+            if found is not None and NOSNIFF not in found.headers:
+                found.headers = [*found.headers, NOSNIFF]
+            return found
         served = server.catalogue.find(request.group, request.version, request.plural)
         if served is None:
             return _unknown(server.catalogue, request)
         resource = served.resource
+        if "//" in request.path or "/" in request.name:
+            raise no_resource()
         if resource is register.NAMESPACE:
             # `namespaces/x/namespaces/y` would be authorised in x and act on y.
             if request.namespace != request.name:
@@ -60,11 +78,15 @@ class Objects:
         elif resource.namespaced != bool(request.namespace):
             everywhere = resource.namespaced and not request.name
             if everywhere and request.verb not in ("list", "watch"):
+                if not resource.builtin:
+                    return text_answer("404 page not found\n", 404)
                 raise method_not_allowed()
             if not everywhere:
                 return text_answer("404 page not found\n", 404)
         if request.subresource:
             return await self._subresource(exchange, served)
+        if request.verb == "create":
+            foreign.check_creatable(resource)
         if request.verb not in resource.verbs or (request.verb == "create" and request.name):
             raise method_not_allowed()
         if request.verb in ("get", "update", "patch", "delete") and not request.name:
@@ -77,17 +99,19 @@ class Objects:
             if request.verb != "create" or self._server.reviews is None:
                 raise method_not_allowed()
             body = await read_body(exchange.receive, exchange.headers)
-            return await self._server.reviews.token(exchange, self._decode(exchange, served, body).value)
+            return await self._server.reviews.token(
+                exchange, self._decode(exchange, served, body, other_kind=True).value
+            )
         allowed = (request.subresource == "status" and resource.status_subresource) or (
             request.subresource == "finalize" and resource is register.NAMESPACE
         )
         if request.subresource == "scale" and resource.scale and not request.rest:
             return await self._scale(exchange, served)
         if not allowed or request.rest:
-            raise no_resource()
+            raise no_resource() if resource.builtin else not_found(resource.plural, request.name, resource.group)
         verbs = ("update",) if request.subresource == "finalize" else ("get", "update", "patch")
         if request.verb not in verbs:
-            raise method_not_allowed()
+            raise method_not_allowed() if resource.builtin else _unsupported(resource, request.verb)
         return await self._verb(exchange, served)
 
     async def _scale(self, exchange: Exchange, served: Served) -> Answer:
@@ -104,7 +128,7 @@ class Objects:
             call = msgspec.structs.replace(self._call(exchange, served, options), subresource="")
             wanted = scale.scale_of(served.resource, obj)
             if request.verb == "update":
-                wanted = self._decode(exchange, served, body).value
+                wanted = self._decode(exchange, served, body, other_kind=True).value
             else:
                 kind = mutation.check_type(served.resource, exchange.headers.get("content-type", ""))
                 wanted = scale.patched(kind, body, wanted)
@@ -117,7 +141,10 @@ class Objects:
 
     async def _verb(self, exchange: Exchange, served: Served) -> Answer | None:
         request = exchange.request
-        accepted = negotiate(exchange.headers.get("accept", ""))
+        accept = exchange.headers.get("accept", "")
+        if served.resource.builtin:
+            check_route(accept, is_collection=request.verb in ("list", "watch"))
+        accepted = negotiate(accept)
         shape = shape_of(served.resource, request.version, accepted, request.query.get("includeObject") or "")
         if request.verb == "watch":
             return await self._watch(exchange, shape, accepted)
@@ -132,7 +159,7 @@ class Objects:
             call = self._call(exchange, served, "UpdateOptions")
             decoded = self._decode(exchange, served, body)
             return self._outcome(
-                await self._server.verbs.update(call, decoded.value, decoded.duplicates), shape, accepted
+                await self._server.verbs.update(call, decoded.value, decoded.problems), shape, accepted
             )
         if request.verb == "patch":
             return await self._patch(exchange, served, shape, accepted, body)
@@ -147,8 +174,8 @@ class Objects:
             options=write_options(options, request.query, exchange.headers.get("user-agent", "")),
         )  # fmt: skip
 
-    def _decode(self, exchange: Exchange, served: Served, body: bytes) -> encoding.Decoded:
-        return decode_object(body, media_type(exchange.headers), served.resource)
+    def _decode(self, exchange: Exchange, served: Served, body: bytes, *, other_kind: bool = False) -> encoding.Decoded:
+        return decode_object(body, media_type(exchange.headers), served.resource, other_kind=other_kind)
 
     async def _get(self, exchange: Exchange, shape: Shape, accepted: Accepted) -> Answer:
         request, verbs = exchange.request, self._server.verbs
@@ -181,8 +208,7 @@ class Objects:
 
     async def _watch(self, exchange: Exchange, shape: Shape, accepted: Accepted) -> Answer | None:
         if accepted.format == "yaml":
-            text = "only the following media types are accepted: application/json;stream=watch"
-            raise ApiError("NotAcceptable", text)
+            raise streaming.unacceptable()
         request = exchange.request
         namespace = request.namespace if shape.resource.namespaced else ""
         return await self._watches.serve(exchange, self._server.verbs.registry, shape, namespace)
@@ -196,7 +222,7 @@ class Objects:
             if self._server.reviews is None:
                 raise method_not_allowed()
             return _formatted(await self._server.reviews.create(exchange, served, decoded.value), accepted)
-        return self._outcome(await self._server.verbs.create(call, decoded.value, decoded.duplicates), shape, accepted)
+        return self._outcome(await self._server.verbs.create(call, decoded.value, decoded.problems), shape, accepted)
 
     async def _patch(self, exchange: Exchange, served: Served, shape: Shape, accepted: Accepted, body: bytes) -> Answer:
         kind = mutation.check_type(served.resource, exchange.headers.get("content-type", ""))
@@ -204,7 +230,7 @@ class Objects:
         mutation.check_patch_options(call, kind)
         if kind == "application/apply-patch+yaml":
             decoded = decode_object(body, kind, served.resource, apply=True)
-            outcome = await self._server.verbs.apply(call, decoded.value, decoded.duplicates)
+            outcome = await self._server.verbs.apply(call, decoded.value, decoded.problems)
         else:
             outcome = await self._server.verbs.patch(call, mutation.change_from(kind, body))
         return self._outcome(outcome, shape, accepted)
@@ -238,6 +264,13 @@ def _formatted(answer: Answer, accepted: Accepted) -> Answer:
     if accepted.format == "yaml" and answer.content_type == JSON:
         answer.body, answer.content_type = encoding.encode_yaml(msgspec.json.decode(answer.body)), YAML
     return answer
+
+
+def _unsupported(resource: Resource, verb: str) -> ApiError:
+    """405 of custom resources."""
+    qualified = f"{resource.plural}.{resource.group}"
+    text = f'{verb} is not supported on resources of kind "{qualified}"'
+    return ApiError("MethodNotAllowed", text, {"group": resource.group, "kind": resource.plural})
 
 
 def _unknown(catalogue: Catalogue, request: Request) -> Answer:

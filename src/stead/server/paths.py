@@ -35,11 +35,13 @@ class Paths:
             return json_answer(server.authenticator.issuer.jwks())
         if path == "/.well-known/openid-configuration":
             issuer = server.authenticator.issuer
-            return json_answer({
+            answer = json_answer({
                 "issuer": issuer.issuer, "jwks_uri": f"https://{server.address}/openid/v1/jwks",
                 "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
                 "id_token_signing_alg_values_supported": [issuer.algorithm],
             })  # fmt: skip
+            answer.headers = [("Cache-Control", "public, max-age=3600")]
+            return answer
         return server.health.answer(path, request.query)
 
     async def other(self, exchange: Exchange) -> Answer:

@@ -27,8 +27,9 @@ class Storing:
         value = stored_bytes(obj)
         if len(value) > MAX_OBJECT_BYTES:
             raise too_large(MAX_OBJECT_BYTES)
-        with self._quotas.place(call.resource, call.namespace, obj):
-            if call.options.dry_run:
+        if call.options.dry_run:
+            with self._quotas.place(call.resource, call.namespace, obj):
                 return Record(key, expected, value)
-            revision = await self._registry.commit([stores.Put(key, value, expected)])
+        put = stores.Put(key, value, expected)
+        revision = await self._quotas.commit(call.resource, call.namespace, obj, put)
         return self._registry.record(key, revision, value)

@@ -22,17 +22,18 @@ SERVER_FIELDS = (
 )
 
 
-def check_uid(call: Call, old: Object, new: Object, patch: bool) -> None:
-    """A uid that the caller states must be the object's. Raises 409, for patches 422."""
-    stated, actual = new["metadata"].get("uid"), old["metadata"].get("uid")
-    if not stated or stated == actual:
+def check_identity(call: Call, old: Object, new: Object, *, patch: bool) -> None:
+    """What names an object does not change. Raises 409 for the uid of a PUT, else 422."""
+    resource, stated, actual = call.resource, new["metadata"].get("uid"), old["metadata"].get("uid")
+    causes = meta.identity_causes(old["metadata"], new["metadata"])
+    if patch or not stated or stated == actual:
+        if causes:
+            # The original finds each of these twice.
+            raise invalid(resource.kind, resource.group, call.name, [c for each in causes for c in (each, each)])
         return
-    resource = call.resource
-    if patch:
-        text = f"Invalid value: {meta.go_quote(stated)}: field is immutable"
-        raise invalid(resource.kind, resource.group, call.name, [cause("metadata.uid", text)])
     qualified = f"{resource.plural}.{resource.group}" if resource.group else resource.plural
-    key = f"/registry/{resource.group or resource.plural}/{call.namespace}/{call.name}"
+    kind = f"{resource.group}/{resource.plural}" if resource.group else resource.plural
+    key = "/".join(filter(None, ("/registry", kind, call.namespace, call.name)))
     text = (
         f'Operation cannot be fulfilled on {qualified} "{call.name}": StorageError: invalid object, Code: 4, Key: '
         f"{key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {stated}, "
@@ -94,7 +95,7 @@ def check_finalizers(resource: Resource, old: Object, obj: Object) -> None:
     if added:
         shown = "[]string{" + ", ".join(meta.go_quote(name) for name in added) + "}"
         text = f"Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {shown}"
-        found = [cause("metadata.finalizers", text, "FieldValueForbidden")]
+        found = [cause("metadata.finalizers", text, "FieldValueForbidden")] * 2
         raise invalid(resource.kind, resource.group, obj["metadata"]["name"], found)
 
 

@@ -10,14 +10,14 @@ unless the caller named a resourceVersion. Follows C1 to C7, X1, X2, P1 to P5, A
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stead.kinds import register
 from stead.kinds.resource import Resource
 from stead.kube import meta
 from stead.kube.errors import ApiError, already_exists, cause, conflict, invalid, not_found
-from stead.server import core_rules, mutation, transition
+from stead.server import core_rules, foreign, mutation, transition
 from stead.server.acceptance import Acceptance, WriteGuard
 from stead.server.authz import Attributes, Authorizer
 from stead.server.calls import Call, DeleteOptions, Outcome
@@ -74,31 +74,35 @@ class Verbs:
 
     # --- create -------------------------------------------------------------------------------------------------
 
-    async def create(self, call: Call, obj: Object, duplicates: tuple[str, ...] = ()) -> Outcome:
+    async def create(self, call: Call, obj: Object, problems: Sequence[str] = ()) -> Outcome:
         """Create an object. Raises 400, 403, 404, 409 and 422."""
         obj = own_identity(call, obj)
         metadata = dict(obj["metadata"])
         version = metadata.pop("resourceVersion", "")
         if version and version != "0" and str(version).isdigit():
             raise ApiError("BadRequest", "resourceVersion should not be set on objects to be created")
+        # Of built-in kinds that count no generations, the original keeps what the client says.
+        kept = ("generation",) if resource_keeps_generation(call.resource) else ()
         for field in transition.SERVER_FIELDS:
-            metadata.pop(field, None)
+            if field not in kept:
+                metadata.pop(field, None)
         generated = metadata.get("generateName", "") if not metadata.get("name") else ""
         obj["metadata"] = metadata
         for _ in range(NAME_TRIES):
             if generated:
                 obj = {**obj, "metadata": {**metadata, "name": meta.generate_name(generated)}}
             try:
-                return await self._create_named(call, obj, duplicates)
+                return await self._create_named(call, obj, problems)
             except ApiError as error:
                 if not (generated and error.reason == "AlreadyExists"):
                     raise
         raise already_exists(call.resource.plural, obj["metadata"]["name"], call.resource.group)
 
-    async def _create_named(self, call: Call, obj: Object, duplicates: tuple[str, ...], managed: Any = None) -> Outcome:
+    async def _create_named(self, call: Call, obj: Object, problems: Sequence[str], managed: Any = None) -> Outcome:
         resource, served = call.resource, self._acceptance.rules(call.resource)
+        foreign.check_creatable(resource)
         warnings: list[str] = []
-        obj = self._acceptance.decoded(call, obj, duplicates, warnings)
+        obj = self._acceptance.decoded(call, obj, problems, warnings)
         metadata = {**obj["metadata"], "uid": meta.new_uid(), "creationTimestamp": meta.now()}
         if resource.has_generation:
             metadata["generation"] = 1
@@ -132,7 +136,7 @@ class Verbs:
 
     # --- update -------------------------------------------------------------------------------------------------
 
-    async def update(self, call: Call, obj: Object, duplicates: tuple[str, ...] = ()) -> Outcome:
+    async def update(self, call: Call, obj: Object, problems: Sequence[str] = ()) -> Outcome:
         """Replace an object (or its status). Raises 400, 404, 409 and 422."""
         resource = call.resource
         obj = own_identity(call, obj)
@@ -141,7 +145,7 @@ class Verbs:
             text = f"the name of the object ({call.name} based on URL) was undeterminable: name must be provided"
             raise ApiError("BadRequest", text)
         warnings: list[str] = []
-        obj = self._acceptance.decoded(call, obj, duplicates, warnings)
+        obj = self._acceptance.decoded(call, obj, problems, warnings)
         wanted = metadata.get("resourceVersion") or ""
         if wanted and not str(wanted).isdigit():
             text = f"resourceVersion: Invalid value: {meta.go_quote(str(wanted))}: must be an unsigned integer"
@@ -179,15 +183,14 @@ class Verbs:
         def changed(old: Object) -> Object:
             warnings.clear()
             new = change.applied_to(served, seen(call, old))
-            if not isinstance(new, dict) or not isinstance(new.get("metadata"), dict):
-                raise ApiError("Invalid", "the server rejected our request due to an error in our request", {})
+            new = mutation.identified(call, new, warnings)
             new = own_identity(call, new)
-            return self._acceptance.decoded(call, new, change.duplicates, warnings, patch=True)
+            return self._acceptance.decoded(call, new, change.problems, warnings, patch=True)
 
         with _warned(warnings):
             return await self._change(call, changed, change.resource_version, warnings, is_patch=True)
 
-    async def apply(self, call: Call, applied: Object, duplicates: tuple[str, ...] = ()) -> Outcome:
+    async def apply(self, call: Call, applied: Object, problems: Sequence[str] = ()) -> Outcome:
         """Server-side apply: create or merge. Raises 400, 403, 409 and 422."""
         served = self._acceptance.rules(call.resource)
         mutation.check_applied(call, applied)
@@ -206,7 +209,7 @@ class Verbs:
                 new = mutation.apply(served, call, None, applied)
                 managed = new["metadata"].get("managedFields")
                 try:
-                    return await self._create_applied(call, new, managed, duplicates)
+                    return await self._create_applied(call, new, managed, problems)
                 except ApiError as error:
                     if error.reason != "AlreadyExists":
                         raise
@@ -214,7 +217,7 @@ class Verbs:
             old = seen(call, self._acceptance.stored(call.resource, record))
             wanted = str(applied["metadata"].get("resourceVersion") or "")
             new = mutation.apply(served, call, old, applied)
-            decoded = self._acceptance.decoded(call, new, duplicates, warnings, patch=True)
+            decoded = self._acceptance.decoded(call, new, problems, warnings, patch=True)
             if new["metadata"].get("managedFields"):
                 decoded["metadata"]["managedFields"] = new["metadata"]["managedFields"]
             try:
@@ -223,14 +226,14 @@ class Verbs:
                 await self.registry.settle(lost.revision)
         raise conflict(call.resource.plural, call.name, call.resource.group)
 
-    async def _create_applied(self, call: Call, new: Object, managed: Any, duplicates: tuple[str, ...]) -> Outcome:
+    async def _create_applied(self, call: Call, new: Object, managed: Any, problems: Sequence[str]) -> Outcome:
         """Create what was applied, with the managed fields that the apply made."""
         metadata = {key: value for key, value in new["metadata"].items() if key != "managedFields"}
         metadata.setdefault("name", call.name)
         obj = own_identity(call, {**new, "metadata": metadata})
         for field in (*transition.SERVER_FIELDS, "resourceVersion"):
             obj["metadata"].pop(field, None)
-        return await self._create_named(call, obj, duplicates, managed or [])
+        return await self._create_named(call, obj, problems, managed or [])
 
     async def _change(
         self, call: Call, make: Any, wanted: str, warnings: list[str], *, is_patch: bool = False
@@ -271,7 +274,7 @@ class Verbs:
         )
         if wanted and wanted != str(record.revision):
             raise conflict(resource.plural, call.name, resource.group)
-        transition.check_uid(call, old, new, patch)
+        transition.check_identity(call, old, new, patch=patch or tracked)
         obj = transition.merged(call, old, new)
         obj = obj if tracked else mutation.track(served, call, old, obj)
         obj = self._acceptance.admit(call, served, obj, old, warnings)
@@ -304,6 +307,11 @@ class Verbs:
     async def delete_collection(self, call: Call, selected: ListOptions, options: DeleteOptions) -> Page:
         """Delete what is selected, one by one; the page holds the objects as they were."""
         return await self._deletion.collection(call, selected, options)
+
+
+def resource_keeps_generation(resource: Resource) -> bool:
+    """Whether a generation is what the client said."""
+    return resource.builtin and not resource.has_generation
 
 
 def _attributes(call: Call, verb: str) -> Attributes:
