@@ -28,5 +28,6 @@ BENCHMARKS: dict[str, Benchmark] = {
         "importing", "an HTTP qcow2 to a usable disk, over qemu-img convert from a local file", True, False
     ),
     "api": Benchmark("api", "durable creates over fsync; gets, lists of thousands, and what they cost", False, False),
+    "placement": Benchmark("placement", "machines placed a second on 10, 100 and 1,000 hosts", False, False),
     "watch": Benchmark("watch", "from a commit to 100 and 1,000 watchers, over a bare fan-out", False, False),
 }

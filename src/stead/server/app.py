@@ -18,6 +18,7 @@ import uuid
 import msgspec
 import structlog
 
+from stead.kinds.joins import ABOUT_PATH
 from stead.kube import encoding, meta, protobuf
 from stead.kube.errors import ApiError
 from stead.server import streaming
@@ -174,6 +175,8 @@ class App:
             return await server.uploads.handle(exchange)
         if server.logins is not None and request.path.rstrip("/") in LOGIN_PATHS:
             return await server.logins.handle(exchange)
+        if server.joins is not None and request.path == ABOUT_PATH and request.method == "GET":
+            return await server.joins.about()
         await self._authenticate(exchange)
         if any(name.startswith("impersonate-") for name in exchange.headers):
             with not_sniffed():

@@ -87,6 +87,14 @@ class LeaveToStay(Protocol):
     def held(self, exchange: Exchange) -> AbstractContextManager[None]: ...
 
 
+class JoinHandler(Protocol):
+    """`server.joins`: hosts that join."""
+
+    async def about(self) -> Answer: ...
+
+    async def create(self, exchange: Exchange, obj: dict[str, Any]) -> Answer: ...
+
+
 class LoginHandler(Protocol):
     """`server.login`: sessions for passwords."""
 
@@ -107,5 +115,6 @@ class Server(msgspec.Struct, kw_only=True):
     subresources: SubresourceHandler | None = None
     uploads: UploadHandler | None = None
     logins: LoginHandler | None = None
+    joins: JoinHandler | None = None
     leave: LeaveToStay | None = None
     address: str = ""

@@ -218,6 +218,10 @@ class Objects:
     ) -> Answer:
         call = self._call(exchange, served, "CreateOptions")
         decoded = self._decode(exchange, served, body)
+        if served.resource is register.JOIN:
+            if self._server.joins is None:
+                raise method_not_allowed()
+            return _formatted(await self._server.joins.create(exchange, decoded.value), accepted)
         if served.is_virtual:
             if self._server.reviews is None:
                 raise method_not_allowed()
