@@ -258,6 +258,8 @@ class App:
         self._authorize(exchange)
         await server.authenticator.spend(exchange.original or exchange.user)
         async with self._place(exchange):
+            if needs_newest(request):
+                await server.verbs.registry.catch_up()
             if exchange.scope["type"] == "websocket":
                 return await self._websocket(exchange)
             if request.verb == "watch" or self._is_stream(request):
@@ -570,6 +572,17 @@ def _formatted(answer: Answer, accepted: Accepted) -> Answer:
     if accepted.format == "yaml" and answer.content_type == JSON:
         answer.body, answer.content_type = encoding.encode_yaml(msgspec.json.decode(answer.body)), YAML
     return answer
+
+
+def needs_newest(request: Request) -> bool:
+    """Whether it must see all that any plane has acknowledged: not a read of what the client has seen, or of anything.
+
+    Changes too, since they answer from what is there when they change nothing or find nothing.
+    """
+    if not request.is_resource:
+        return False
+    named = request.query.get("resourceVersion") or request.query.get("continue")
+    return request.is_write or request.group in SUBRESOURCE_GROUPS or not named
 
 
 def _method_not_allowed() -> ApiError:

@@ -38,12 +38,14 @@ class LocalVerbs:
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
         """One object, shared."""
         self._check("get", resource, namespace, name)
+        await self._verbs.registry.catch_up()
         return self._verbs.get(resource, namespace, name).obj
 
     async def list(self, resource: Resource, selection: Selection) -> ObjectList:
         """All that is selected, shared."""
         self._check("list", resource, selection.namespace or "")
         selector = parse_selector(resource, selection.labels, selection.fields)
+        await self._verbs.registry.catch_up()
         page = await self._verbs.reader.page(resource, selection.namespace or "", ListOptions(selector=selector))
         registry = self._verbs.registry
         shared = [registry.record(record.key, record.revision, record.value).obj for record in page.records]

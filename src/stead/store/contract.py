@@ -1,7 +1,8 @@
 """The contract of a store: an etcd-shaped, revisioned map from key to bytes, with compare-and-swap and watch.
 
 Called by `server.registry` only. One global revision counts every committed write. A write that was acknowledged
-survives power loss. Events are published after commit, in revision order, each exactly once. One contract suite
+survives power loss. Events are published after commit, in revision order, each exactly once; those of one commit come
+in one batch, and may share its revision. One contract suite
 (`tests/contract/test_store.py`) runs on every implementation.
 """
 
@@ -11,6 +12,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
+
+#: Writes that one commit may hold (etcd takes 128 operations a transaction).
+MAX_WRITES = 100
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -76,12 +80,33 @@ class StoreFailure(Exception):
     """The store could not commit or read (disk full, I/O error). Nothing of the write took effect."""
 
 
+class Unavailable(StoreFailure):
+    """The store cannot be reached, or too few of its members run. Nothing of the write took effect."""
+
+
+class Unanswered(StoreFailure):
+    """A write was sent and no answer came: it may have taken effect, or may do so yet."""
+
+
+class TooLarge(StoreFailure):
+    """One write, or all of a commit, has more bytes than the store takes. Nothing took effect."""
+
+
 class Store(Protocol):
     """See the module's prose. All methods may raise `StoreFailure`."""
 
     @property
     def revision(self) -> int:
-        """Revision of the last commit."""
+        """Revision of the last commit that this process knows of."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the store cannot be used at the moment, or None."""
+        ...
+
+    async def latest(self) -> int:
+        """Revision of the last commit of whomever: all that was acknowledged before the call is at or below it."""
         ...
 
     async def get(self, key: str) -> Entry | None:
@@ -93,7 +118,7 @@ class Store(Protocol):
         ...
 
     async def commit(self, writes: Sequence[Put | Delete]) -> int:
-        """Apply all writes or none, durably, and return the new revision. Raises `Conflict`."""
+        """Apply all writes (`MAX_WRITES` at most) or none, durably; the new revision. Raises `Conflict`."""
         ...
 
     def watch(self, after: int) -> AsyncIterator[Sequence[Event]]:

@@ -135,6 +135,13 @@ class SqliteStore:
     def revision(self) -> int:
         return self._revision
 
+    @property
+    def trouble(self) -> str | None:
+        return None
+
+    async def latest(self) -> int:
+        return self._revision
+
     async def get(self, key: str) -> Entry | None:
         position = self._index.get(key)
         if position is None:

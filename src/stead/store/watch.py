@@ -19,8 +19,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
+import structlog
 
-from stead.store.contract import Compacted, Entry, Event, Store
+from stead.store.contract import Compacted, Entry, Event, Store, StoreFailure
+
+log = structlog.get_logger(__name__)
 
 #: Events kept for resuming watchers. etcd keeps five minutes; this is about that at 30 writes a second.
 RING = 10_000
@@ -118,6 +121,7 @@ class Cache:
         self._task: asyncio.Task[None] | None = None
         self._compactor: asyncio.Task[None] | None = None
         self._failed: BaseException | None = None
+        self._broken = asyncio.Event()
 
     async def start(self) -> None:
         """Load everything and follow the store from there."""
@@ -246,7 +250,12 @@ class Cache:
             raise
         except Exception as error:
             self._failed = error
-            raise
+            self._broken.set()
+
+    async def run_until_broken(self) -> None:
+        """Return never, but raise why the cache no longer follows the store: only a fresh start can help."""
+        await self._broken.wait()
+        raise StoreFailure(f"the store can no longer be followed: {self._failed}") from self._failed
 
     def _apply(self, event: Event) -> None:
         collection = self._collection(collection_of(event.key))
@@ -284,4 +293,7 @@ class Cache:
             while len(marks) > 1 and marks[1][0] <= time.monotonic() - HISTORY_SECONDS:
                 marks.popleft()
             if marks[0][0] <= time.monotonic() - HISTORY_SECONDS:
-                await self.store.compact(marks[0][1])
+                try:
+                    await self.store.compact(marks[0][1])
+                except StoreFailure as error:  # next time
+                    log.warning("history could not be compacted", error=str(error))
