@@ -24,5 +24,8 @@ PROOFS: dict[str, Proof] = {
     "linearizability": Proof(
         "linearizability", "10 clients' histories are those of one copy, through kill -9 and power loss", 300
     ),
+    "etcd": Proof(
+        "etcd", "three planes on three members of etcd: kill any of them under load, nothing is lost, nothing lies", 300
+    ),
     "watch": Proof("watching", "every event once and in order, across reconnects and kills", 100_000),
 }

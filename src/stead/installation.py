@@ -133,7 +133,8 @@ def prepare(settings: Settings) -> Files:
     for what in ("up", "plane", "agent"):
         _pid_file(settings.run_dir / f"{what}.pid", owner if what == "plane" else None)
     authority = pki.ensure_authority(settings.plane_dir / "pki", "stead")
-    pki.tend_authority(authority, "stead")
+    if not settings.store:  # planes that share a cluster share the authority: nobody changes it alone
+        pki.tend_authority(authority, "stead")
     life = datetime.timedelta(seconds=settings.certificate_seconds)
     pki.ensure_key(files.token_key)
     if not settings.secrets_key_file and not settings.secrets_key_command:

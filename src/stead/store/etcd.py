@@ -44,7 +44,6 @@ from stead.store.etcd_gateway import (
     KeyValue,
     Outdated,
     RangeAnswer,
-    Stream,
     TxnAnswer,
     WatchAnswer,
     WatchEvent,
@@ -58,9 +57,9 @@ FORMAT = 1
 #: entries of one page of a range
 PAGE = 500
 #: how long a watch may be silent before `head` is asked, and how long it may lag behind that, seconds
-BEAT_SECONDS = 1.0
+BEAT_SECONDS = 0.5
 #: pause before a watch that broke is opened again, seconds
-REOPEN_SECONDS = 0.1
+REOPEN_SECONDS = 0.05
 #: how long `history` waits for what must come, seconds
 HISTORY_SECONDS = 30.0
 
@@ -305,7 +304,6 @@ class EtcdStore:
                 if self._closed.is_set():
                     return
                 log.info("a watch is opened anew", reason=str(error), after=position)
-                self.gateway.avoid_member()
                 await asyncio.sleep(REOPEN_SECONDS)
 
     async def _check_known(self, after: int) -> None:
@@ -335,12 +333,14 @@ class EtcdStore:
         """Events from one member until that breaks (`Unavailable`) or its history ends (`Compacted`)."""
         async with self.gateway.watch(self._request(after)) as stream:
             batch: list[Event] = []
-            behind = 0
-            position = after
+            position, behind = after, 0
             while not self._closed.is_set():
                 answer: WatchAnswer | None = await stream.next(BEAT_SECONDS)
                 if answer is None:
-                    behind = await self._lag(position, behind)
+                    if behind > position:  # what `head` said a beat ago has not come
+                        self.gateway.avoid(stream.url)
+                        raise Unavailable(f"{stream.url} is at {position} and does not tell of {behind}")
+                    behind = await self._newest()
                     continue
                 behind = 0
                 batch += self._events(answer)
@@ -368,14 +368,11 @@ class EtcdStore:
         key = event.kv.key.decode().removeprefix(self.base)
         return Event(event.kv.mod_revision + self.meta.offset, key, value, previous)
 
-    async def _lag(self, position: int, before: int) -> int:
-        """Ask `head` while the stream is silent. Raises Unavailable when what it said last time has not come."""
-        if before > position:
-            raise Unavailable(f"the member tells nothing of revision {before}, and is at {position}")
-        try:
+    async def _newest(self) -> int:
+        """The revision of `head`, asked while the stream is silent; 0 when nobody answers."""
+        with contextlib.suppress(Unavailable):
             return await self.latest()
-        except Unavailable:
-            return 0  # nobody answers: nothing can have been committed
+        return 0
 
     async def history(self, after: int) -> Sequence[Event]:
         await self._check_known(after)
@@ -383,8 +380,7 @@ class EtcdStore:
         events: list[Event] = []
         if newest <= after:
             return events
-        async with asyncio.timeout(HISTORY_SECONDS), self.gateway.watch(self._request(after)) as opened:
-            stream: Stream = opened
+        async with asyncio.timeout(HISTORY_SECONDS), self.gateway.watch(self._request(after)) as stream:
             while True:
                 answer = await stream.next(HISTORY_SECONDS)
                 if answer is not None:

@@ -4,8 +4,9 @@ Used by `store.etcd` alone. Bodies and answers are the protobuf messages of etcd
 base64, 64-bit numbers as text, fields that are zero left out (`Documentation/dev-guide/api_grpc_gateway` of etcd).
 Why not gRPC stands in `docs/decisions/0014-etcd-by-its-json-gateway.md`.
 
-A call that only reads goes to the next member when one does not answer. A write goes to another member only while
-nothing was sent: afterwards nobody can know whether it took effect, and that is what the caller is told
+A call that only reads goes to another member too when one does not answer at once; who answers first is asked first
+from then on, so that nothing waits long for a member that is frozen or cut off. A write goes to another member only
+while nothing was sent: afterwards nobody can know whether it took effect, and that is what the caller is told
 (`Unanswered`). On the event loop; no state but which member is asked first.
 """
 
@@ -14,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
@@ -22,14 +24,16 @@ import msgspec
 
 from stead.store.contract import StoreFailure, TooLarge, Unanswered, Unavailable
 
-#: how long a member may take to accept a connection, and to answer a read before another one is asked, seconds
+#: how long a member may take to accept a connection, and to answer a read, seconds
 CONNECT_SECONDS = 1.0
-READ_SECONDS = 1.5
+READ_SECONDS = 3.0
+#: how long a read waits for a member before another one is asked too, seconds
+HEDGE_SECONDS = 0.4
 #: how long reads are tried on one member after another, and how long a write is waited for, seconds
 READ_DEADLINE_SECONDS = 5.0
 WRITE_SECONDS = 5.0
-#: how long a read waits before it asks again when no member could answer, seconds
-PAUSE_SECONDS = 0.05
+#: how long a read waits after a refusal before it asks the next member, seconds
+PAUSE_SECONDS = 0.02
 #: bytes of one message of a watch
 MAX_MESSAGE = 64 << 20
 
@@ -127,42 +131,55 @@ class Gateway:
         """Hang up."""
         await self._session.close()
 
-    def avoid_member(self) -> None:
-        """Ask the next member first from now on."""
-        self._first = (self._first + 1) % len(self._urls)
+    def avoid(self, url: str) -> None:
+        """Ask another member first from now on, if this is the one that is asked first."""
+        if self._urls[self._first] == url:
+            self._first = (self._first + 1) % len(self._urls)
 
     async def read(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
         """A call that changes nothing. Raises `Unavailable`, `Outdated`, StoreFailure."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + READ_DEADLINE_SECONDS
-        trouble, failed = "", 0
-        while loop.time() < deadline:
-            try:
-                return await self._post(path, body, kind, READ_SECONDS)
-            except (Unavailable, Unanswered) as error:
-                trouble = str(error)
-            self.avoid_member()
-            failed += 1
-            if failed % len(self._urls) == 0:
-                await asyncio.sleep(PAUSE_SECONDS)
-        raise Unavailable(f"no member of etcd answers: {trouble}")
+        deadline = time.monotonic() + READ_DEADLINE_SECONDS
+        asked: dict[asyncio.Task[T], int] = {}
+        trouble, member = "", self._first
+        try:
+            while time.monotonic() < deadline:
+                question = self._post(self._urls[member], path, body, kind, READ_SECONDS)
+                asked[asyncio.create_task(question)] = member
+                member = (member + 1) % len(self._urls)
+                done, _ = await asyncio.wait(asked, timeout=HEDGE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    at = asked.pop(task)
+                    try:
+                        answer = task.result()
+                    except (Unavailable, Unanswered) as error:
+                        trouble = str(error)
+                        continue
+                    self._first = at
+                    return answer
+                if done:
+                    await asyncio.sleep(PAUSE_SECONDS)
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        raise Unavailable(f"no member of etcd answers: {trouble or 'all are silent'}")
 
     async def write(self, path: str, body: dict[str, Any], kind: type[T]) -> T:
         """A call that changes something. Raises `Unavailable`, `Unanswered`, `TooLarge`, `Outdated`, StoreFailure."""
         trouble = ""
         for _ in self._urls:
+            url = self._urls[self._first]
             try:
-                return await self._post(path, body, kind, WRITE_SECONDS)
+                return await self._post(url, path, body, kind, WRITE_SECONDS)
             except Unavailable as error:  # nothing was proposed
                 trouble = str(error)
+                self.avoid(url)
             except Unanswered:
-                self.avoid_member()
+                self.avoid(url)
                 raise
-            self.avoid_member()
         raise Unavailable(f"no member of etcd answers: {trouble}")
 
-    async def _post(self, path: str, body: dict[str, Any], kind: type[T], seconds: float) -> T:
-        url = self._urls[self._first]
+    async def _post(self, url: str, path: str, body: dict[str, Any], kind: type[T], seconds: float) -> T:
         try:
             async with asyncio.timeout(seconds):
                 async with self._session.post(url + path, data=msgspec.json.encode(body)) as response:
@@ -180,8 +197,7 @@ class Gateway:
         raise _failure(url, response.status, answer)
 
     @contextlib.asynccontextmanager
-    async def _opened(self, body: dict[str, Any]) -> Any:
-        url = self._urls[self._first]
+    async def _opened(self, url: str, body: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
         # A member that has lost the others ends the stream instead of falling silent.
         headers = {"Grpc-Metadata-hasleader": "true"}
         try:
@@ -195,10 +211,11 @@ class Gateway:
             raise Unavailable(f"{url}: the watch broke: {error!r}") from error
 
     @contextlib.asynccontextmanager
-    async def watch(self, create: dict[str, Any]) -> Any:
+    async def watch(self, create: dict[str, Any]) -> AsyncIterator[Stream]:
         """A watch on one member: a `Stream`. Raises `Unavailable` when it breaks, there and in the body."""
-        async with self._opened({"create_request": create}) as response:
-            stream = Stream(response.content)
+        url = self._urls[self._first]
+        async with self._opened(url, {"create_request": create}) as response:
+            stream = Stream(url, response.content)
             try:
                 yield stream
             finally:
@@ -208,7 +225,8 @@ class Gateway:
 class Stream:
     """The answers of a watch, one by one."""
 
-    def __init__(self, content: aiohttp.StreamReader) -> None:
+    def __init__(self, url: str, content: aiohttp.StreamReader) -> None:
+        self.url = url
         self._content = content
         self._parts: list[bytes] = []
         self._size = 0
