@@ -58,6 +58,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "doctor": ("doctor", "doctor"),
         "kubeconfig": ("hosts", "kubeconfig"),
         "rotate": ("rotate", "rotate"),
+        "store": ("store", "store"),
         "next": ("hosts", "next_steps"),
         "uninstall": ("hosts", "uninstall"),
         "bench": ("bench", "bench"),

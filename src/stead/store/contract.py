@@ -8,13 +8,15 @@ in one batch, and may share its revision. One contract suite
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
 
-#: Writes that one commit may hold (etcd takes 128 operations a transaction).
+#: Writes that one commit may hold (etcd takes 128 operations a transaction), and bytes of values of several writes
+#: (etcd takes 1.5 MiB a request unless it is told otherwise).
 MAX_WRITES = 100
+MAX_BYTES = 512 * 1024
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -48,6 +50,20 @@ class Delete(msgspec.Struct, frozen=True):
 
     key: str
     expected: int | None
+
+
+def in_parts(writes: Sequence[Put]) -> Iterator[list[Put]]:
+    """The writes, in order, in as few commits as any store takes."""
+    part: list[Put] = []
+    size = 0
+    for write in writes:
+        if part and (len(part) == MAX_WRITES or size + len(write.value) > MAX_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(write)
+        size += len(write.value)
+    if part:
+        yield part
 
 
 class Range(msgspec.Struct, frozen=True):

@@ -64,7 +64,6 @@ REOPEN_SECONDS = 0.05
 HISTORY_SECONDS = 30.0
 
 _RANGE, _TXN, _COMPACT = "/v3/kv/range", "/v3/kv/txn", "/v3/kv/compaction"
-_PUT, _DELETE, _READ = "request_put", "request_delete_range", "request_range"
 
 
 class Meta(msgspec.Struct, frozen=True):
@@ -142,11 +141,11 @@ class EtcdStore:
 
     async def _make(self) -> KeyValue | None:
         """A store where there is none, whoever else does so too. Its history begins with the revision of `head`."""
-        first = {"compare": [equals(self.head_key, 0)], "success": [_put(self.head_key, b"")]}
+        first = {"compare": [equals(self.head_key, 0)], "success": [put(self.head_key, b"")]}
         await self.gateway.write(_TXN, first, TxnAnswer)
         head = await self._raw(self.head_key)
         meta = msgspec.json.encode(Meta(floor=head.mod_revision if head else 0))
-        second = {"compare": [equals(self.meta_key, 0)], "success": [_put(self.meta_key, meta)]}
+        second = {"compare": [equals(self.meta_key, 0)], "success": [put(self.meta_key, meta)]}
         await self.gateway.write(_TXN, second, TxnAnswer)
         return await self._raw(self.meta_key)
 
@@ -254,13 +253,13 @@ class EtcdStore:
             elif isinstance(write, Delete):
                 compares.append({"key": packed(self.base + write.key), "target": "VERSION", "result": "GREATER"})
         done = [
-            _put(self.base + write.key, write.value)
+            put(self.base + write.key, write.value)
             if isinstance(write, Put)
-            else {_DELETE: {"key": packed(self.base + write.key)}}
+            else {"request_delete_range": {"key": packed(self.base + write.key)}}
             for write in writes
         ]
         looks = [_read(self.meta_key), _read(self.head_key), *(_read(self.base + write.key, True) for write in writes)]
-        body = {"compare": compares, "success": [*done, _put(self.head_key, b"")], "failure": looks}
+        body = {"compare": compares, "success": [*done, put(self.head_key, b"")], "failure": looks}
         answer = await self.gateway.write(_TXN, body, TxnAnswer)
         if answer.succeeded:
             revision = answer.header.revision + self.meta.offset
@@ -398,9 +397,15 @@ def equals(key: str, revision: int) -> dict[str, Any]:
     return {"key": packed(key), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
 
 
-def _put(key: str, value: bytes) -> dict[str, Any]:
-    return {_PUT: {"key": packed(key), "value": packed(value)}}
+def delete_below(prefix: str) -> dict[str, Any]:
+    """The operation that removes all keys below a prefix."""
+    return {"request_delete_range": {"key": packed(prefix), "range_end": _after(prefix)}}
+
+
+def put(key: str, value: bytes) -> dict[str, Any]:
+    """The operation that writes a key."""
+    return {"request_put": {"key": packed(key), "value": packed(value)}}
 
 
 def _read(key: str, keys_only: bool = False) -> dict[str, Any]:
-    return {_READ: {"key": packed(key), "keys_only": keys_only}}
+    return {"request_range": {"key": packed(key), "keys_only": keys_only}}

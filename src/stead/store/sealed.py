@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
-from stead.store.contract import MAX_WRITES, Conflict, Delete, Entry, Event, Put, Range, Store, StoreFailure
+from stead.store.contract import Conflict, Delete, Entry, Event, Put, Range, Store, StoreFailure, in_parts
 from stead.store.keyring import Keyring, KeyringError
 
 #: collections whose values are sealed
@@ -49,9 +49,8 @@ class SealedStore:
         stored, keyring = (await self._store.range(prefix)).entries, self._keyring
         opened = [(entry, self._plain(entry.key, entry.value)) for entry in stored]
         due = [(entry, plain) for entry, plain in opened if not keyring.is_current(entry.value)]
-        for start in range(0, len(due), MAX_WRITES):
-            part = due[start : start + MAX_WRITES]
-            await self._store.commit([Put(at.key, keyring.seal(at.key, plain), at.mod_revision) for at, plain in part])
+        for part in in_parts([Put(at.key, keyring.seal(at.key, plain), at.mod_revision) for at, plain in due]):
+            await self._store.commit(part)
             self.resealed += len(part)
 
     @property
