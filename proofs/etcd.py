@@ -56,11 +56,34 @@ class Site:
         self.alive = set(range(len(planes)))
         self.again: list[tuple[float, str]] = []
         self.harms: dict[str, int] = {}
+        self.starting: set[asyncio.Task[None]] = set()
         self._probes = 0
 
     def dial(self) -> Any:
         """A connection to a plane that is not known to be dead."""
         return self.dials[self.draw.choice(sorted(self.alive))]()
+
+    async def kill(self, plane: int) -> None:
+        """`kill -9`; nobody dials it until it is up again."""
+        self.alive.discard(plane)
+        await self.planes[plane].kill()
+
+    def start(self, plane: int) -> None:
+        """Start it while the next rounds go on."""
+        self.starting.add(asyncio.create_task(self._up(plane)))
+
+    async def _up(self, plane: int) -> None:
+        try:
+            await self.planes[plane].up("plane")
+        except TimeoutError:  # a machine that does much else
+            await self.planes[plane].kill()
+            await self.planes[plane].up("plane")
+        self.alive.add(plane)
+
+    async def all_up(self) -> None:
+        """Return once every plane serves. Raises TimeoutError."""
+        starting, self.starting = self.starting, set()
+        await asyncio.gather(*starting)
 
     async def probe(self, plane: int) -> float:
         """Seconds until this plane acknowledges a write that began now or later."""
@@ -152,7 +175,9 @@ async def site_of(program: tuple[str, ...], draw: random.Random) -> AsyncIterato
                 for number in range(PLANES):
                     planes.append(_plane(root / f"plane{number}", planes[0] if planes else None, program, cluster))
                     await planes[-1].up("plane")
-                yield Site(planes, cluster, draw)
+                site = Site(planes, cluster, draw)
+                yield site
+                await site.all_up()
             finally:
                 for plane in planes:
                     await plane.close()
@@ -226,22 +251,21 @@ async def _harm(site: Site) -> str:
     """Kill or freeze something, measure how long the living planes need, and mend it; what it was."""
     draw = site.draw
     what = draw.choice(("a plane", "a member", "a plane and a member", "a frozen member"))
+    if "plane" in what and len(site.alive) < PLANES:
+        await site.all_up()  # while the last one starts, others are harmed, but two planes always live
     plane = draw.randrange(PLANES) if "plane" in what else None
     member = draw.choice(site.cluster.members) if "member" in what else None
     mend: list[Callable[[], None]] = []
     if plane is not None:
-        site.alive.discard(plane)
-        await site.planes[plane].kill()
+        await site.kill(plane)
+        mend.append(lambda: site.start(plane))
     if member is not None:
         mend.append(_hit(site, member, freeze="frozen" in what))
     seconds = await asyncio.gather(*(site.probe(each) for each in sorted(site.alive)))
-    site.again += [(each, what) for each in seconds]
-    for each in mend:
-        each()
+    site.again += [(took, what) for took in seconds]
+    for mending in mend:
+        mending()
     await site.cluster.wait_ready()
-    if plane is not None:
-        await site.planes[plane].up("plane")
-        site.alive.add(plane)
     return what
 
 
@@ -256,6 +280,7 @@ def _hit(site: Site, member: Member, *, freeze: bool) -> Callable[[], None]:
 
 async def _lose_majority(site: Site) -> list[str]:
     """Two members die: everything is refused clearly or is true; then they come back, and every plane serves again."""
+    await site.all_up()
     dead = site.draw.sample(site.cluster.members, 2)
     for member in dead:
         member.kill()

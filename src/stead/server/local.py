@@ -2,6 +2,8 @@
 
 Made by the composition root. Admission, validation and RBAC's escalation rules apply as for a request; authorisation of
 each call is left out where the identity is ours and in `system:masters` (rung 1's controllers), else it is asked.
+With several planes a list is no older than what any of them had acknowledged; a get is what this plane knows, since a
+write that follows from it is refused when it was too old.
 """
 
 from __future__ import annotations
@@ -38,7 +40,6 @@ class LocalVerbs:
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
         """One object, shared."""
         self._check("get", resource, namespace, name)
-        await self._verbs.registry.catch_up()
         return self._verbs.get(resource, namespace, name).obj
 
     async def list(self, resource: Resource, selection: Selection) -> ObjectList:
