@@ -35,6 +35,8 @@ from .linearizability import caught_up, dialler, revision_now
 from .report import Outcome, Request
 
 PLANES, CLIENTS, KEYS = 3, 10, 4
+#: what a client waits between two operations on average, seconds: planes must be able to start beside them
+PAUSE_SECONDS = 0.02
 #: rounds after which planes that are known to be wrong must have been found out
 CONTROL_ROUNDS = 8
 #: how often the majority dies, and how long a refusal may take, seconds
@@ -228,7 +230,7 @@ async def _round(site: Site, players: tuple[int, list[Client], Recording]) -> li
     first = len(recording.operations)
     keys = [f"proof-{number}-{each}" for each in range(KEYS)]
     stop = asyncio.Event()
-    working = [asyncio.create_task(client.work(keys, stop)) for client in clients]
+    working = [asyncio.create_task(client.work(keys, stop, PAUSE_SECONDS)) for client in clients]
     failures: list[str] = []
     try:
         await asyncio.sleep(site.draw.uniform(0.1, 0.6))
