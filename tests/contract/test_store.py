@@ -291,6 +291,16 @@ async def test_a_watch_goes_on_across_a_restart_as_far_as_the_store_remembers(st
     await cache.close()
 
 
+async def test_who_has_seen_more_elsewhere_is_told_nothing_twice(store: Store) -> None:
+    cache = Cache(store)
+    await cache.start()
+    after = await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])  # not in this cache yet
+    subscription = cache.subscribe("/registry/g/p/", after)
+    await cache.wait_for(await store.commit([Put("/registry/g/p/ns/a", b"2", after)]))
+    assert [event.value for event in subscription.take()] == [b"2"]
+    await cache.close()
+
+
 async def test_what_was_told_after_a_copy_that_is_restored_is_in_no_history(tmp_path: Path) -> None:
     store = await SqliteStore.open(tmp_path / "store.db")
     await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])

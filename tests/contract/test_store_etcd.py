@@ -18,10 +18,11 @@ import pytest
 from tests.etcd_cluster import Cluster
 
 from stead.config import ConfigError, Settings
-from stead.store import keyring, location
+from stead.store import backups, etcd_format, keyring, location
 from stead.store.contract import Conflict, Event, Put, StoreFailure, Unanswered, Unavailable
-from stead.store.etcd import FORMAT, EtcdStore, Meta, Superseded, equals, packed
-from stead.store.etcd_gateway import Gateway, TxnAnswer
+from stead.store.etcd import FORMAT, EtcdStore, Meta, Superseded, put
+from stead.store.etcd_filling import change, set_meta
+from stead.store.etcd_gateway import Gateway
 from stead.store.migrations import TooNew
 from stead.store.sealed import SealedStore
 from stead.store.watch import Cache
@@ -44,14 +45,6 @@ async def harmed(tmp_path: Path) -> AsyncIterator[Any]:
     """A cluster for one test to break."""
     async with Cluster(tmp_path) as cluster:
         yield cluster
-
-
-async def set_meta(store: EtcdStore, meta: Meta) -> None:
-    put = {"request_put": {"key": packed(store.meta_key), "value": packed(msgspec.json.encode(meta))}}
-    answer = await store.gateway.write(
-        "/v3/kv/txn", {"compare": [equals(store.meta_key, store.meta_revision)], "success": [put]}, TxnAnswer
-    )
-    assert answer.succeeded
 
 
 async def test_two_planes_see_each_others_writes_at_once_and_only_one_wins(etcd_cluster: Any, name: str) -> None:
@@ -123,13 +116,45 @@ async def test_a_newer_format_and_a_half_filled_store_are_refused(etcd_cluster: 
     await half.close()
 
 
+async def test_a_migration_keeps_a_copy_fences_older_planes_and_goes_on_after_a_crash(
+    etcd_cluster: Any, name: str, tmp_path: Path
+) -> None:
+    older, store = await opened(etcd_cluster, name), await opened(etcd_cluster, name)
+    await older.commit([Put(KEY, b"old", 0)])
+    calls = 0
+
+    async def step(at: EtcdStore) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise StoreFailure("the power fails")
+        await change(at, [put(at.base + KEY, b"new"), put(at.head_key, b"")])
+
+    with pytest.raises(StoreFailure, match="the power fails"):
+        await etcd_format.migrate(store, tmp_path, (step,))
+    with pytest.raises(StoreFailure, match="replaced or migrated"):
+        await older.commit([Put(KEY, b"lost", None)])
+    with pytest.raises(StoreFailure, match="the migration from format 1 was begun"):
+        await opened(etcd_cluster, name)  # this release has no such step: it stays away
+    await etcd_format.migrate(store, tmp_path, (step,))
+    with pytest.raises(TooNew):
+        await opened(etcd_cluster, name)
+    entry = await store.get(KEY)
+    assert entry is not None
+    assert entry.value == b"new"
+    kept = backups.read(tmp_path / f"{name}.etcd-format-1")
+    assert [found.value for found in kept.entries] == [b"old"]
+    await older.close()
+    await store.close()
+
+
 async def test_secrets_lie_sealed_in_etcd(etcd_cluster: Any, name: str) -> None:
     raw = await opened(etcd_cluster, name)
     keys = keyring.parse(keyring.new_key(), "test")
     store = await SealedStore.open(raw, keys)
     await store.commit([Put(SECRET, b"horse-battery", 0), Put(KEY, b"plain", 0)])
     gateway = Gateway(etcd_cluster.endpoints, etcd_cluster.context())
-    everything = {"key": packed("\0"), "range_end": packed("\0")}
+    everything = {"key": "AA==", "range_end": "AA=="}
     kept = bytes(await gateway.read("/v3/kv/range", everything, msgspec.Raw))
     values = [base64.b64decode(kv.get("value", "")) for kv in msgspec.json.decode(kept)["kvs"]]
     assert not any(b"horse-battery" in value for value in values)

@@ -17,7 +17,7 @@ import click
 from stead import installation
 from stead.cli.session import current_options
 from stead.config import ConfigError, Settings
-from stead.store import location, moving
+from stead.store import backups, location, moving
 from stead.store.contract import StoreFailure
 from stead.store.location import Location
 from stead.store.migrations import TooNew
@@ -71,7 +71,7 @@ def backup(file: Path) -> None:
     place = _place(settings)
     found = _done(moving.contents(place))
     try:
-        sha256 = moving.write_backup(file, found)
+        sha256 = backups.write(file, found)
     except FileExistsError:
         raise click.ClickException(f"{file} exists; a backup is never written over") from None
     except OSError as error:
@@ -92,7 +92,7 @@ def restore(file: Path, replace: bool) -> None:
     place = _place(settings)
 
     async def work() -> str:
-        found = moving.read_backup(file)
+        found = backups.read(file)
         return await moving.put_into(
             place, found.entries, found.revision + moving.LEAP, f"the restore of {file}", replace=replace
         )

@@ -249,13 +249,17 @@ class App:
             return await server.uploads.handle(exchange)
         if server.logins is not None and request.path.rstrip("/") in LOGIN_PATHS:
             return await server.logins.handle(exchange)
-        await self._authenticate(exchange)
-        self._impersonate(exchange)
+        await self._identify(exchange)
         if request.path.rstrip("/").startswith(_OPEN) and not request.is_resource:
             opened = self._open_path(exchange)
             if opened is not None:
                 return opened
-        self._authorize(exchange)
+        try:
+            self._authorize(exchange)
+        except ApiError:
+            if not await server.verbs.registry.catch_up():
+                raise
+            self._authorize(exchange)  # another plane may have granted it a moment ago
         await server.authenticator.spend(exchange.original or exchange.user)
         async with self._place(exchange):
             if needs_newest(request):
@@ -267,6 +271,18 @@ class App:
             limit = self._deadline(request)
             async with asyncio.timeout(limit):
                 return await (self._resource(exchange) if request.is_resource else self._other(exchange))
+
+    async def _identify(self, exchange: Exchange) -> None:
+        """Who asks, and for whom. Raises 401 and 403, also by what other planes have acknowledged."""
+        try:
+            await self._authenticate(exchange)
+            self._impersonate(exchange)
+        except ApiError:
+            if not await self._server.verbs.registry.catch_up():
+                raise
+            exchange.original = None
+            await self._authenticate(exchange)
+            self._impersonate(exchange)
 
     def _is_stream(self, request: Request) -> bool:
         return request.group in SUBRESOURCE_GROUPS

@@ -187,12 +187,17 @@ class Registry:
         await self.cache.wait_for(revision)
         return revision
 
-    async def catch_up(self) -> None:
-        """Wait until reads show all that any plane had acknowledged when this was called. Raises 503 and 504."""
+    async def catch_up(self) -> bool:
+        """Wait until reads show all that any plane had acknowledged when this was called; whether that was more.
+
+        Raises 503 and 504.
+        """
         with _told():
             revision = await self._store.latest()
-        if revision > self.cache.revision:
-            await self.cache.wait_for(revision)
+        if revision <= self.cache.revision:
+            return False
+        await self.cache.wait_for(revision)
+        return True
 
     async def settle(self, revision: int) -> None:
         """Wait until reads show `revision` (after a lost race)."""

@@ -54,6 +54,8 @@ log = structlog.get_logger(__name__)
 
 #: format that this release reads and writes in etcd
 FORMAT = 1
+#: how `Meta.filling` begins while a store is brought to a newer format
+MIGRATION = "the migration"
 #: entries of one page of a range
 PAGE = 500
 #: how long a watch may be silent before `head` is asked, and how long it may lag behind that, seconds
@@ -134,7 +136,8 @@ class EtcdStore:
         self.meta_revision = found.mod_revision
         if self.meta.format > FORMAT:
             raise TooNew(self.where, self.meta.format, FORMAT)
-        if self.meta.filling and not to_fill:
+        resumes = self.meta.filling.startswith(MIGRATION) and self.meta.format < FORMAT
+        if self.meta.filling and not to_fill and not resumes:
             raise StoreFailure(f"{self.where}: {self.meta.filling} was begun and not finished: do it again")
         self._revision = self.meta.floor
         await self.latest()

@@ -33,24 +33,25 @@ async def fill(store: EtcdStore, entries: Sequence[Entry], floor: int, what: str
     floor = max(floor, await store.latest())
     now = await store.gateway.read("/v3/kv/range", {"key": packed(store.meta_key)}, RangeAnswer)
     offset = max(store.meta.offset, floor - now.header.revision)
-    await _set_meta(store, Meta(offset=offset, floor=floor, filling=what))
-    await _change(store, [delete_below(f"{store.base}/")])
+    await set_meta(store, Meta(offset=offset, floor=floor, filling=what))
+    await change(store, [delete_below(f"{store.base}/")])
     ordered = sorted(entries, key=lambda entry: entry.mod_revision)
     for part in in_parts([Put(entry.key, entry.value, None) for entry in ordered]):
-        await _change(store, [put(store.base + write.key, write.value) for write in part] + [put(store.head_key, b"")])
+        await change(store, [put(store.base + write.key, write.value) for write in part] + [put(store.head_key, b"")])
 
 
 async def finish(store: EtcdStore) -> None:
     """Open the filled store to planes."""
-    await _set_meta(store, msgspec.structs.replace(store.meta, filling=""))
+    await set_meta(store, msgspec.structs.replace(store.meta, filling=""))
 
 
-async def _set_meta(store: EtcdStore, meta: Meta) -> None:
-    revision = await _change(store, [put(store.meta_key, msgspec.json.encode(meta))])
+async def set_meta(store: EtcdStore, meta: Meta) -> None:
+    """Write `meta`, which fences whoever has read another one."""
+    revision = await change(store, [put(store.meta_key, msgspec.json.encode(meta))])
     store.meta, store.meta_revision = meta, revision
 
 
-async def _change(store: EtcdStore, operations: list[dict[str, Any]]) -> int:
+async def change(store: EtcdStore, operations: list[dict[str, Any]]) -> int:
     """One transaction, as long as nobody else fills or opens the store; etcd's revision of it."""
     body = {"compare": [equals(store.meta_key, store.meta_revision)], "success": operations}
     answer = await store.gateway.write("/v3/kv/txn", body, TxnAnswer)

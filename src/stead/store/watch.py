@@ -46,10 +46,14 @@ def collection_of(key: str) -> str:
 
 
 class Subscription:
-    """Events of one prefix, in order. Iterate it once; `close()` ends the iteration."""
+    """Events of one prefix after a revision, in order. Iterate it once; `close()` ends the iteration.
 
-    def __init__(self, prefix: str, backlog: list[Event]) -> None:
+    The revision may be one that the cache has yet to reach: a client has seen it at another plane.
+    """
+
+    def __init__(self, prefix: str, backlog: list[Event], after: int) -> None:
         self.prefix = prefix
+        self._after = after
         self._queue: deque[Event] = deque(backlog)
         self._wake = asyncio.Event()
         self._ended = False
@@ -57,6 +61,8 @@ class Subscription:
 
     def offer(self, event: Event) -> None:
         """Called by the cache: take the event, or mark the subscriber as overrun."""
+        if event.revision <= self._after:
+            return
         if len(self._queue) >= QUEUE:
             self._overrun = True
             self._ended = True
@@ -209,7 +215,7 @@ class Cache:
             raise Compacted(self._oldest)
         start = bisect.bisect_right(self._ring, after, key=lambda event: event.revision)
         backlog = [self._ring[at] for at in range(start, len(self._ring)) if self._ring[at].key.startswith(prefix)]
-        subscription = Subscription(prefix, backlog)
+        subscription = Subscription(prefix, backlog, after)
         self._collection(collection_of(prefix)).subscriptions.append(subscription)
         return subscription
 
