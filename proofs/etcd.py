@@ -54,6 +54,8 @@ class Site:
 
     def __init__(self, planes: list[rig.Rig], cluster: Cluster, draw: random.Random) -> None:
         self.planes, self.cluster, self.draw = planes, cluster, draw
+        self._dialling = random.Random(draw.random())  # so that harm does not depend on how often clients dial
+        self.kills = [0] * len(planes)
         self.dials = [dialler(plane) for plane in planes]
         self.alive = set(range(len(planes)))
         self.again: list[tuple[float, str]] = []
@@ -63,11 +65,12 @@ class Site:
 
     def dial(self) -> Any:
         """A connection to a plane that is not known to be dead."""
-        return self.dials[self.draw.choice(sorted(self.alive))]()
+        return self.dials[self._dialling.choice(sorted(self.alive))]()
 
     async def kill(self, plane: int) -> None:
         """`kill -9`; nobody dials it until it is up again."""
         self.alive.discard(plane)
+        self.kills[plane] += 1
         await self.planes[plane].kill()
 
     def start(self, plane: int) -> None:
@@ -143,6 +146,7 @@ async def run(request: Request) -> Outcome:
     unknown = sum(each.is_open for each in recording.operations)
     facts = {
         "rounds": f"{request.n}: " + ", ".join(f"{count} × {what}" for what, count in sorted(site.harms.items())),
+        "kills of each plane": ", ".join(map(str, site.kills)),
         "operations": f"{len(recording.operations)}, of which {unknown} writes got no definite answer",
         "writes acknowledged with a revision": str(len(recording.acknowledged)),
         "lists compared with the events up to their revision": str(len(recording.snapshots)),
