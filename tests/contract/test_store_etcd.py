@@ -20,9 +20,9 @@ from tests.etcd_cluster import Cluster
 from stead.config import ConfigError, Settings
 from stead.store import backups, etcd_format, keyring, location
 from stead.store.contract import Conflict, Event, Put, StoreFailure, Unanswered, Unavailable
-from stead.store.etcd import FORMAT, EtcdStore, Meta, Superseded, put
+from stead.store.etcd import FORMAT, EtcdStore, Meta, Superseded
 from stead.store.etcd_filling import change, set_meta
-from stead.store.etcd_gateway import Gateway
+from stead.store.etcd_gateway import Gateway, put
 from stead.store.migrations import TooNew
 from stead.store.sealed import SealedStore
 from stead.store.watch import Cache

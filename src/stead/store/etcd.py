@@ -17,7 +17,6 @@ is never one that was under way when they came.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -47,6 +46,11 @@ from stead.store.etcd_gateway import (
     TxnAnswer,
     WatchAnswer,
     WatchEvent,
+    after_all,
+    equals,
+    look,
+    packed,
+    put,
 )
 from stead.store.migrations import TooNew
 
@@ -82,17 +86,6 @@ class Superseded(StoreFailure):
 
     def __init__(self) -> None:
         super().__init__("the store was replaced or migrated by somebody else: this plane starts anew")
-
-
-def packed(data: bytes | str) -> str:
-    """Bytes as etcd's JSON wants them."""
-    return base64.b64encode(data.encode() if isinstance(data, str) else data).decode()
-
-
-def _after(prefix: str) -> str:
-    """The first key that is not below the prefix."""
-    raw = prefix.encode()
-    return packed(raw[:-1] + bytes([raw[-1] + 1]))
 
 
 class EtcdStore:
@@ -173,7 +166,7 @@ class EtcdStore:
         if running is not None:
             await asyncio.wait({running})
         self._running, self._queued = self._queued, None
-        body = {"success": [_read(self.head_key), _read(self.meta_key)]}
+        body = {"success": [look(self.head_key), look(self.meta_key)]}
         try:
             answer = await self.gateway.read(_TXN, body, TxnAnswer)
         except StoreFailure as error:
@@ -222,7 +215,12 @@ class EtcdStore:
         revision = 0
         while True:
             wanted = min(PAGE, limit - len(entries)) if limit else PAGE
-            body = {"key": packed(start), "range_end": _after(below), "limit": str(wanted), "revision": str(revision)}
+            body = {
+                "key": packed(start),
+                "range_end": after_all(below),
+                "limit": str(wanted),
+                "revision": str(revision),
+            }
             page = await self.gateway.read(_RANGE, body, RangeAnswer)
             revision = revision or page.header.revision
             entries += [self._entry(found) for found in page.kvs]
@@ -261,7 +259,7 @@ class EtcdStore:
             else {"request_delete_range": {"key": packed(self.base + write.key)}}
             for write in writes
         ]
-        looks = [_read(self.meta_key), _read(self.head_key), *(_read(self.base + write.key, True) for write in writes)]
+        looks = [look(self.meta_key), look(self.head_key), *(look(self.base + write.key, True) for write in writes)]
         body = {"compare": compares, "success": [*done, put(self.head_key, b"")], "failure": looks}
         answer = await self.gateway.write(_TXN, body, TxnAnswer)
         if answer.succeeded:
@@ -354,7 +352,7 @@ class EtcdStore:
     def _request(self, after: int) -> dict[str, Any]:
         start = max(1, after - self.meta.offset + 1)
         below = f"{self.base}/"
-        return {"key": packed(below), "range_end": _after(below), "start_revision": str(start), "prev_kv": True,
+        return {"key": packed(below), "range_end": after_all(below), "start_revision": str(start), "prev_kv": True,
                 "fragment": True}  # fmt: skip
 
     def _events(self, answer: WatchAnswer) -> list[Event]:
@@ -393,22 +391,3 @@ class EtcdStore:
     async def close(self) -> None:
         self._closed.set()
         await self.gateway.close()
-
-
-def equals(key: str, revision: int) -> dict[str, Any]:
-    """The condition that a key was last written at a revision of etcd's; 0 = it is absent."""
-    return {"key": packed(key), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
-
-
-def delete_below(prefix: str) -> dict[str, Any]:
-    """The operation that removes all keys below a prefix."""
-    return {"request_delete_range": {"key": packed(prefix), "range_end": _after(prefix)}}
-
-
-def put(key: str, value: bytes) -> dict[str, Any]:
-    """The operation that writes a key."""
-    return {"request_put": {"key": packed(key), "value": packed(value)}}
-
-
-def _read(key: str, keys_only: bool = False) -> dict[str, Any]:
-    return {"request_range": {"key": packed(key), "keys_only": keys_only}}

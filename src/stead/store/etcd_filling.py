@@ -13,16 +13,8 @@ from typing import Any
 import msgspec
 
 from stead.store.contract import Entry, Put, StoreFailure, in_parts
-from stead.store.etcd import (
-    EtcdStore,
-    Meta,
-    Superseded,
-    delete_below,
-    equals,
-    packed,
-    put,
-)
-from stead.store.etcd_gateway import RangeAnswer, TxnAnswer
+from stead.store.etcd import EtcdStore, Meta, Superseded
+from stead.store.etcd_gateway import RangeAnswer, TxnAnswer, delete_below, equals, packed, put
 
 
 async def fill(store: EtcdStore, entries: Sequence[Entry], floor: int, what: str) -> None:

@@ -2,7 +2,7 @@
 
 Used by `store.etcd` alone. Bodies and answers are the protobuf messages of etcd's API in their JSON form: bytes in
 base64, 64-bit numbers as text, fields that are zero left out (`Documentation/dev-guide/api_grpc_gateway` of etcd).
-Why not gRPC stands in `docs/decisions/0014-etcd-by-its-json-gateway.md`.
+Why not gRPC stands in `docs/decisions/0015-etcd-by-its-json-gateway.md`.
 
 A call that only reads goes to another member too when one does not answer at once; who answers first is asked first
 from then on, so that nothing waits long for a member that is frozen or cut off. A write goes to another member only
@@ -13,6 +13,7 @@ while nothing was sent: afterwards nobody can know whether it took effect, and t
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import ssl
 import time
@@ -290,3 +291,34 @@ def _failure(url: str, status: int, answer: bytes) -> Exception:
     if status in (500, 503, 504, 408, 499):
         return Unanswered(text)
     return StoreFailure(text)
+
+
+def packed(data: bytes | str) -> str:
+    """Bytes as etcd's JSON wants them."""
+    return base64.b64encode(data.encode() if isinstance(data, str) else data).decode()
+
+
+def after_all(prefix: str) -> str:
+    """The first key that is not below the prefix."""
+    raw = prefix.encode()
+    return packed(raw[:-1] + bytes([raw[-1] + 1]))
+
+
+def equals(key: str, revision: int) -> dict[str, Any]:
+    """The condition that a key was last written at a revision of etcd's; 0 = it is absent."""
+    return {"key": packed(key), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
+
+
+def delete_below(prefix: str) -> dict[str, Any]:
+    """The operation that removes all keys below a prefix."""
+    return {"request_delete_range": {"key": packed(prefix), "range_end": after_all(prefix)}}
+
+
+def put(key: str, value: bytes) -> dict[str, Any]:
+    """The operation that writes a key."""
+    return {"request_put": {"key": packed(key), "value": packed(value)}}
+
+
+def look(key: str, keys_only: bool = False) -> dict[str, Any]:
+    """The operation that reads a key."""
+    return {"request_range": {"key": packed(key), "keys_only": keys_only}}
