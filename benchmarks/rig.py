@@ -198,7 +198,8 @@ class Rig:
         """`kill -9` of what `up` started."""
         await self._forget()
         if self._process is not None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                self._process.kill()
             await self._process.wait()
             self._process = None
 

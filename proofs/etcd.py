@@ -45,6 +45,8 @@ MAJORITY_EVERY, REFUSAL_SECONDS = 10, 30.0
 AGAIN_SECONDS, ENOUGH_ROUNDS = 3.0, 100
 #: how often a write is tried while a plane does not serve, and how long at most, seconds
 PROBE_SECONDS, GIVE_UP_SECONDS = 0.1, 60.0
+#: how often a plane is started that does not come up: what it needs may be harmed at that moment
+START_TRIES = 3
 #: files of the first plane that the others are given
 SHARED = ("ca.crt", "ca.key", "token.key", "secrets.key")
 
@@ -78,11 +80,14 @@ class Site:
         self.starting.add(asyncio.create_task(self._up(plane)))
 
     async def _up(self, plane: int) -> None:
-        try:
-            await self.planes[plane].up("plane")
-        except TimeoutError:  # a machine that does much else
-            await self.planes[plane].kill()
-            await self.planes[plane].up("plane")
+        for tries in range(START_TRIES):  # as `stead up` does
+            try:
+                await self.planes[plane].up("plane")
+                break
+            except TimeoutError:
+                await self.planes[plane].kill()
+                if tries == START_TRIES - 1:
+                    raise
         self.alive.add(plane)
 
     async def all_up(self) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
@@ -66,8 +67,8 @@ PAGE = 500
 BEAT_SECONDS = 0.5
 #: pause before a watch that broke is opened again, seconds
 REOPEN_SECONDS = 0.05
-#: how long `history` waits for what must come, seconds
-HISTORY_SECONDS = 30.0
+#: how long `history` asks one member after another, and how long it waits for one of them, seconds
+HISTORY_SECONDS, SILENCE_SECONDS = 15.0, 2.0
 
 _RANGE, _TXN, _COMPACT = "/v3/kv/range", "/v3/kv/txn", "/v3/kv/compaction"
 
@@ -324,7 +325,7 @@ class EtcdStore:
     async def _oldest(self) -> int:
         """The revision up to which etcd has forgotten its history."""
         async with self.gateway.watch({"key": packed(self.head_key), "start_revision": "1"}) as stream:
-            while (answer := await stream.next(HISTORY_SECONDS)) is not None:
+            while (answer := await stream.next(SILENCE_SECONDS)) is not None:
                 if answer.compact_revision:
                     return int(answer.compact_revision) + self.meta.offset
         raise Unavailable("etcd does not say since when it remembers")
@@ -375,17 +376,28 @@ class EtcdStore:
         return 0
 
     async def history(self, after: int) -> Sequence[Event]:
+        deadline = time.monotonic() + HISTORY_SECONDS
+        while True:
+            try:
+                return await self._history(after)
+            except Unavailable:  # a member ended meanwhile: another one knows the same
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(REOPEN_SECONDS)
+
+    async def _history(self, after: int) -> Sequence[Event]:
         await self._check_known(after)
-        newest = await self.latest()
         events: list[Event] = []
-        if newest <= after:
+        if await self.latest() <= after:
             return events
-        async with asyncio.timeout(HISTORY_SECONDS), self.gateway.watch(self._request(after)) as stream:
+        async with self.gateway.watch(self._request(after)) as stream:
             while True:
-                answer = await stream.next(HISTORY_SECONDS)
-                if answer is not None:
-                    events += self._events(answer)
-                if events and (answer is None or not answer.fragment):
+                answer = await stream.next(SILENCE_SECONDS)
+                if answer is None:
+                    self.gateway.avoid(stream.url)
+                    raise Unavailable(f"{stream.url} tells nothing of what came after {after}")
+                events += self._events(answer)
+                if events and not answer.fragment:
                     return events
 
     async def close(self) -> None:
