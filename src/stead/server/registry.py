@@ -19,7 +19,18 @@ import msgspec
 from stead.kinds import register
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
-from stead.store.contract import Compacted, Delete, Entry, Event, Put, Store, TooLarge, Unanswered, Unavailable
+from stead.store.contract import (
+    Compacted,
+    Delete,
+    Entry,
+    Event,
+    Put,
+    Store,
+    StoreFailure,
+    TooLarge,
+    Unanswered,
+    Unavailable,
+)
 from stead.store.watch import Cache, Subscription
 
 Object = dict[str, Any]
@@ -103,6 +114,8 @@ def _told() -> Iterator[None]:
     except Unanswered as error:
         text = f"Timeout: the store did not answer, and the change may have taken effect or not: {error}"
         raise ApiError("Timeout", text) from error
+    except StoreFailure as error:
+        raise ApiError("InternalError", f"Internal error occurred: {error}") from error
 
 
 class Registry:

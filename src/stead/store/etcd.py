@@ -341,7 +341,8 @@ class EtcdStore:
                     if behind > position:  # what `head` said a beat ago has not come
                         self.gateway.avoid(stream.url)
                         raise Unavailable(f"{stream.url} is at {position} and does not tell of {behind}")
-                    behind = await self._newest()
+                    with contextlib.suppress(Unavailable):  # nobody answers: nothing can have been committed
+                        behind = await self.latest()
                     continue
                 behind = 0
                 batch += self._events(answer)
@@ -368,12 +369,6 @@ class EtcdStore:
         previous = event.prev_kv.value if event.prev_kv is not None else None
         key = event.kv.key.decode().removeprefix(self.base)
         return Event(event.kv.mod_revision + self.meta.offset, key, value, previous)
-
-    async def _newest(self) -> int:
-        """The revision of `head`, asked while the stream is silent; 0 when nobody answers."""
-        with contextlib.suppress(Unavailable):
-            return await self.latest()
-        return 0
 
     async def history(self, after: int) -> Sequence[Event]:
         deadline = time.monotonic() + HISTORY_SECONDS
