@@ -77,6 +77,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     from stead.server.roles import image_roles
     from stead.server.serve import Listener, Listening
     from stead.store import location
+    from stead.store.copies import seal_plain
     from stead.store.keyring import read as read_keyring
     from stead.store.sealed import SealedStore
     from stead.store.sqlite import SqliteStore
@@ -85,7 +86,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     key = load_pem_private_key(files.token_key.read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{files.token_key} is not an elliptic curve key")
-    keyring = await asyncio.to_thread(read_keyring, settings.secrets_key, settings.secrets_key_command)
+    keyring = await asyncio.to_thread(read_keyring, *settings.secrets_key_source)
     place = location.of(settings)
     kept = await location.open_store(place)
     agent_tls = pki.client_context(files.ca, files.plane)
@@ -96,11 +97,8 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
             if isinstance(kept, SqliteStore):  # in etcd no Secret was ever in plain
                 await kept.scrub()
             log.info("Secrets sealed with the newest key", count=store.resealed)
-        copy = settings.plane_dir / "store.db.format-1"
-        if copy.exists():
-            log.warning(
-                "a copy of the store for going back holds Secrets in plain; remove it when done", path=str(copy)
-            )
+        for copy in await asyncio.to_thread(seal_plain, settings.plane_dir / "store.db", keyring):
+            log.info("a copy of the store for going back is sealed; `stead store open-copy` opens it", path=str(copy))
         api = ApiServer(
             store,
             ApiSettings(

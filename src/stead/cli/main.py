@@ -48,6 +48,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Access": {
         "login": ("login", "login"),
         "user": ("users", "user"),
+        "oidc-token": ("oidc_session", "oidc_token"),
     },
     "This host": {
         "up": ("hosts", "up"),

@@ -1,4 +1,4 @@
-"""`stead store backup|restore|copy`: the whole store as a file, and from SQLite to etcd or back.
+"""`stead store backup|restore|copy|open-copy`: the whole store as a file, and from SQLite to etcd or back.
 
 These run on the plane's host by root and read the settings, for where the store is and how etcd is spoken to. A backup
 may be taken while planes run; restore and copy want them stopped, and say so where they can see that they are not.
@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import click
 
 from stead import installation
+from stead.cli.rotate import own_settings
 from stead.cli.session import current_options
 from stead.config import ConfigError, Settings
-from stead.store import backups, location, moving
+from stead.store import backups, copies, keyring, location, moving
 from stead.store.contract import StoreFailure
 from stead.store.location import Location
 from stead.store.migrations import TooNew
@@ -123,3 +124,16 @@ def copy(source: str, target: str, replace: bool) -> None:
     count, sha256 = _done(work())
     click.echo(f"{count} objects copied from {before} to {after}, and read back; SHA-256 {sha256}")
     click.echo(f'Now let every plane use it: store = "{after if after.members else ""}" in its settings.')
+
+
+@store.command("open-copy")
+@click.argument("copy", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("target", type=click.Path(path_type=Path))
+def open_copy(copy: Path, target: Path) -> None:
+    """Write COPY (store.db.format-N) to TARGET with its Secrets in plain, to go back to an earlier release."""
+    settings = own_settings()
+    try:
+        copies.open_copy(copy, target, keyring.read(*settings.secrets_key_source))
+    except (StoreFailure, keyring.KeyringError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{target} holds Secrets in plain: use it as store.db, and remove it elsewhere.")

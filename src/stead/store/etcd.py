@@ -153,6 +153,10 @@ class EtcdStore:
         return self._revision
 
     @property
+    def is_shared(self) -> bool:
+        return True
+
+    @property
     def trouble(self) -> str | None:
         return self._trouble
 

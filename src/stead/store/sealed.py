@@ -64,6 +64,10 @@ class SealedStore:
     async def latest(self) -> int:
         return await self._store.latest()
 
+    @property
+    def is_shared(self) -> bool:
+        return self._store.is_shared
+
     async def get(self, key: str) -> Entry | None:
         entry = await self._store.get(key)
         return self._opened(entry) if entry is not None else None
