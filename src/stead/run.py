@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import os
 import signal
 import sys
@@ -74,6 +75,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     from stead.server import audit_policy
     from stead.server.api import ApiServer
     from stead.server.api import Settings as ApiSettings
+    from stead.server.joins import Signing
     from stead.server.roles import image_roles
     from stead.server.serve import Listener, Listening
     from stead.store import location
@@ -108,6 +110,11 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
                 audit_policy=audit_policy.load(Path(settings.audit_policy) if settings.audit_policy else None),
                 agent_tls=agent_tls,
                 oidc=_oidc(settings),
+                signing=Signing(
+                    authority=files.authority,
+                    life=datetime.timedelta(seconds=settings.certificate_seconds),
+                    reserved=frozenset(installation.api_names(settings)),
+                ),
             ),
         )
         await api.start()
@@ -133,6 +140,8 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
             upload_ca=files.ca.read_text(encoding="utf-8"),
             # Any number of planes share a cluster, and one of them leads.
             identity=f"{settings.host}-{settings.instance}-{os.getpid()}" if place.members else "",
+            node_grace_seconds=settings.host_grace_seconds,
+            fencer=settings.fencer_command,
         )
         await undo.enter_async_context(_background(api.run_until_broken(), stopping))
         await undo.enter_async_context(_background(run_controllers(api.local_client(), options), stopping))
@@ -270,6 +279,10 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
         # Another CA is taken up by a fresh start, which disturbs no guest.
         renewed = {files.agent.certificate: renew, files.ca: stopping.set}
         await undo.enter_async_context(_background(_reload(renewed, _reload_seconds(settings)), stopping))
+        if settings.is_joined:
+            from stead.client import joining
+
+            await undo.enter_async_context(_background(joining.keep_renewed(settings), stopping))
         log.info("agent serves", host=settings.host, port=agent.port)
         await stopping.wait()
         log.info("agent stops; its machines go on")

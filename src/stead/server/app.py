@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from stead.kinds import register
+from stead.kinds.joins import ABOUT_PATH
 from stead.kinds.old_manifests import newer_version
 from stead.kinds.resource import Resource
 from stead.kube import encoding, meta, protobuf
@@ -121,6 +122,14 @@ class UploadHandler(Protocol):
     async def handle(self, exchange: Exchange) -> Answer | None: ...
 
 
+class JoinHandler(Protocol):
+    """`server.joins`: hosts that join."""
+
+    async def about(self) -> Answer: ...
+
+    async def create(self, exchange: Exchange, obj: dict[str, Any]) -> Answer: ...
+
+
 class LoginHandler(Protocol):
     """`server.login`: sessions for passwords."""
 
@@ -141,6 +150,7 @@ class Server(msgspec.Struct, kw_only=True):
     subresources: SubresourceHandler | None = None
     uploads: UploadHandler | None = None
     logins: LoginHandler | None = None
+    joins: JoinHandler | None = None
     address: str = ""
 
 
@@ -257,6 +267,8 @@ class App:
             return await server.uploads.handle(exchange)
         if server.logins is not None and request.path.rstrip("/") in LOGIN_PATHS:
             return await server.logins.handle(exchange)
+        if server.joins is not None and request.path == ABOUT_PATH and request.method == "GET":
+            return await server.joins.about()
         await self._identify(exchange)
         if request.path.rstrip("/").startswith(_OPEN) and not request.is_resource:
             opened = self._open_path(exchange)
@@ -567,6 +579,10 @@ class App:
     ) -> Answer:
         call = self._call(exchange, served, "CreateOptions")
         decoded = self._decode(exchange, served, body)
+        if served.resource is register.JOIN:
+            if self._server.joins is None:
+                raise _method_not_allowed()
+            return _formatted(await self._server.joins.create(exchange, decoded.value), accepted)
         if served.is_virtual:
             if self._server.reviews is None:
                 raise _method_not_allowed()

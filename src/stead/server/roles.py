@@ -11,6 +11,7 @@ from typing import Any
 from stead.kinds import register
 from stead.kinds.aggregation import aggregated_rules, is_aggregated
 from stead.kinds.crds import custom_resource_definitions
+from stead.kinds.joins import GROUP as JOIN_GROUP
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
 from stead.kube.schema import schema_from_struct
@@ -211,6 +212,7 @@ def default_bindings() -> list[Object]:
         ("kubevirt.io:default", "kubevirt.io:default", "system:authenticated"),
         ("instancetype.kubevirt.io:view", "instancetype.kubevirt.io:view", "system:authenticated"),
         ("cdi.kubevirt.io:config-reader", "cdi.kubevirt.io:config-reader", "system:authenticated"),
+        ("system:node-bootstrapper", "system:node-bootstrapper", JOIN_GROUP),
     )
     group = "rbac.authorization.k8s.io"
     return [
