@@ -269,17 +269,22 @@ class App:
             return await server.logins.handle(exchange)
         if server.joins is not None and request.path == ABOUT_PATH and request.method == "GET":
             return await server.joins.about()
-        await self._authenticate(exchange)
-        with _not_sniffed():
-            self._impersonate(exchange)
+        await self._identify(exchange)
         if request.path.rstrip("/").startswith(_OPEN) and not request.is_resource:
             opened = self._open_path(exchange)
             if opened is not None:
                 return opened
         with _not_sniffed():
-            self._authorize(exchange)
+            try:
+                self._authorize(exchange)
+            except ApiError:
+                if not await server.verbs.registry.catch_up():
+                    raise
+                self._authorize(exchange)  # another plane may have granted it a moment ago
         await server.authenticator.spend(exchange.original or exchange.user)
         async with self._place(exchange):
+            if needs_newest(request):
+                await server.verbs.registry.catch_up()
             if exchange.scope["type"] == "websocket":
                 return await self._websocket(exchange)
             if request.verb == "watch" or self._is_stream(request):
@@ -287,6 +292,20 @@ class App:
             limit = self._deadline(request)
             async with asyncio.timeout(limit):
                 return await (self._resource(exchange) if request.is_resource else self._other(exchange))
+
+    async def _identify(self, exchange: Exchange) -> None:
+        """Who asks, and for whom. Raises 401 and 403, also by what other planes have acknowledged."""
+        try:
+            await self._authenticate(exchange)
+            with _not_sniffed():
+                self._impersonate(exchange)
+        except ApiError:
+            if not await self._server.verbs.registry.catch_up():
+                raise
+            exchange.original = None
+            await self._authenticate(exchange)
+            with _not_sniffed():
+                self._impersonate(exchange)
 
     def _is_stream(self, request: Request) -> bool:
         return request.group in SUBRESOURCE_GROUPS
@@ -620,6 +639,17 @@ def _formatted(answer: Answer, accepted: Accepted) -> Answer:
     if accepted.format == "yaml" and answer.content_type == JSON:
         answer.body, answer.content_type = encoding.encode_yaml(msgspec.json.decode(answer.body)), YAML
     return answer
+
+
+def needs_newest(request: Request) -> bool:
+    """Whether it must see all that any plane has acknowledged: not a read of what the client has seen, or of anything.
+
+    Changes too, since they answer from what is there when they change nothing or find nothing.
+    """
+    if not request.is_resource:
+        return False
+    named = request.query.get("resourceVersion") or request.query.get("continue")
+    return request.is_write or request.group in SUBRESOURCE_GROUPS or not named
 
 
 def _method_not_allowed() -> ApiError:
