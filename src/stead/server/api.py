@@ -105,6 +105,10 @@ class ApiServer:
         self.definitions.start()
         self._leave.start()
 
+    async def run_until_broken(self) -> None:
+        """Raise when the store can no longer be followed; a fresh start helps."""
+        await self.cache.run_until_broken()
+
     async def stop(self) -> None:
         """End watches and streams, close connections to agents, stop the cache. The store is the caller's."""
         self.app.stop()
@@ -126,7 +130,7 @@ class ApiServer:
         return self.local_verbs(CONTROLLER)
 
     def _store_trouble(self) -> str | None:
-        return None if self.registry.revision >= 0 else "no revision"
+        return self.cache.store.trouble
 
     def _cache_trouble(self) -> str | None:
         return str(self.cache.failure) if self.cache.failure is not None else None

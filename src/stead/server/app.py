@@ -177,26 +177,51 @@ class App:
             return await server.logins.handle(exchange)
         if server.joins is not None and request.path == ABOUT_PATH and request.method == "GET":
             return await server.joins.about()
-        await self._authenticate(exchange)
-        if any(name.startswith("impersonate-") for name in exchange.headers):
-            with not_sniffed():
-                impersonate(exchange, server.authorizer)
+        await self._identify(exchange)
         if request.path.rstrip("/").startswith(OPEN) and not request.is_resource:
             opened = self._paths.opened(exchange)
             if opened is not None:
                 return opened
         with not_sniffed():
-            self._authorize(exchange)
+            try:
+                self._authorize(exchange)
+            except ApiError:
+                if not await server.verbs.registry.catch_up():
+                    raise
+                self._authorize(exchange)  # another plane may have granted it a moment ago
         await server.authenticator.spend(exchange.original or exchange.user)
         name = exchange.user.name
         # Heartbeats and administrators always get in.
         exempt = request.plural == "leases" or MASTERS in exchange.user.groups
         if self._is_long(exchange):
             with self._streams.one(name, exempt=exempt):
+                await self._catch_up(request)
                 return await self._long_held(exchange)
         async with (self._writes if request.is_write else self._reads).place(name, exempt=exempt):
+            await self._catch_up(request)
             async with asyncio.timeout(self._deadline(request)):
                 return await (self._objects.answer(exchange) if request.is_resource else self._paths.other(exchange))
+
+    async def _identify(self, exchange: Exchange) -> None:
+        """Who asks, and for whom. Raises 401 and 403, also by what other planes have acknowledged."""
+        try:
+            await self._authenticate(exchange)
+            self._impersonate(exchange)
+        except ApiError:
+            if not await self._server.verbs.registry.catch_up():
+                raise
+            exchange.original = None
+            await self._authenticate(exchange)
+            self._impersonate(exchange)
+
+    def _impersonate(self, exchange: Exchange) -> None:
+        if any(name.startswith("impersonate-") for name in exchange.headers):
+            with not_sniffed():
+                impersonate(exchange, self._server.authorizer)
+
+    async def _catch_up(self, request: Request) -> None:
+        if needs_newest(request):
+            await self._server.verbs.registry.catch_up()
 
     async def _long_held(self, exchange: Exchange) -> Answer | None:
         """A watch or a stream that ends when its caller may no longer have it."""
@@ -251,6 +276,17 @@ class App:
         decision = self._server.authorizer.authorize(exchange.user, asked)
         if not decision.allowed:
             raise forbidden(exchange.user, asked, f": {decision.reason}" if decision.reason else "")
+
+
+def needs_newest(request: Request) -> bool:
+    """Whether it must see all that any plane has acknowledged: not a read of what the client has seen, or of anything.
+
+    Changes too, since they answer from what is there when they change nothing or find nothing.
+    """
+    if not request.is_resource:
+        return False
+    named = request.query.get("resourceVersion") or request.query.get("continue")
+    return request.is_write or request.group in SUBRESOURCE_GROUPS or not named
 
 
 def _new_id() -> str:

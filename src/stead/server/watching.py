@@ -196,7 +196,7 @@ class Watch:
                 return False  # the task is sending, and what has come since is behind that
             events = subscription.peek()
             if self._shared is not None and len(events) == 1:
-                known = self._shared.get(events[0].revision)
+                known = self._shared.get((events[0].revision, events[0].key))
                 if known is not None and write(known):
                     self._sent = events[0].revision
                     subscription.take()
@@ -204,7 +204,7 @@ class Watch:
             sent, first = self._sent, self._is_first
             lines = self.lines([change for event in events if (change := self._change(event)) is not None])
             if len(events) == len(lines) == 1 and self._shared is not None:
-                self._share(events[0].revision, lines[0])
+                self._share(events[0], lines[0])
             if lines and not write(lines[0] if len(lines) == 1 else b"".join(lines)):
                 self._sent, self._is_first = sent, first
                 return False
@@ -213,12 +213,12 @@ class Watch:
 
         subscription.listener = deliver
 
-    def _share(self, revision: int, line: bytes) -> None:
+    def _share(self, event: Event, line: bytes) -> None:
         """Others that want all events of this shape are told the same."""
         assert self._shared is not None
         if len(self._shared) >= _SHARED:
             self._shared.clear()
-        self._shared[revision] = line
+        self._shared[event.revision, event.key] = line
 
     def _bookmark(self) -> Change | None:
         """A bookmark, if the client wants them and something was written since the start or the last one."""
