@@ -131,10 +131,13 @@ class Session:
     def add_disk(
         self, volume: str, size_bytes: int, source: Source, extents: Iterable[Extent], base: str = ""
     ) -> DiskPoint:
-        """Take up a disk: all that the extents name, on top of the map `base` ("" = zeros). OSError, BackupError."""
+        """Take up a disk: all that the extents name, on top of the map `base` ("" = zeros). OSError, BackupError.
+
+        The extents are all asked for before the source is read, since both may use one connection.
+        """
         granule = self._repository.granule_bytes
         changed: dict[int, bytes] = {}
-        runs = (part for run in plan_runs(extents, size_bytes, granule) for part in _split(run, granule))
+        runs = (part for run in plan_runs(list(extents), size_bytes, granule) for part in _split(run, granule))
         with (
             ThreadPoolExecutor(1, thread_name_prefix="backup-read") as reader,
             ThreadPoolExecutor(2, thread_name_prefix="backup-hash") as workers,
