@@ -177,6 +177,7 @@ def _policy(settings: Settings) -> Policy:
 async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
     """Network, pools, hypervisor, machines; returns when `stopping` is set. Guests go on running."""
     from stead.agent.agent import Agent, AgentDeps
+    from stead.agent.backup_places import Places
     from stead.agent.stock import Stock
     from stead.agent.volumes import Hooks, Volumes, VolumeSettings
     from stead.agent.workshop import AgentSettings
@@ -249,6 +250,9 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
                 ),
                 pod_networks=network,
                 uploads=volumes,
+                backup_places=Places(
+                    client, settings.all_backup_roots, settings.agent_dir / "backup-cache", _policy(settings)
+                ),
                 tls=tls,
                 companions=(volumes.run,),
             )

@@ -68,6 +68,8 @@ _TYPES = [
     "virtualmachineinstancetypes", "virtualmachineclusterinstancetypes", "virtualmachinepreferences",
     "virtualmachineclusterpreferences",
 ]  # fmt: skip
+_BACKUPS = ["virtualmachinebackups", "virtualmachinebackuptrackers"]
+_OWN_BACKUPS = ["backuprepositories", "backups", "backupschedules"]
 _CDI = ["datavolumes", "datasources", "dataimportcrons"]
 _CDI_CLUSTER = ["storageprofiles", "cdiconfigs", "cdis"]
 
@@ -91,6 +93,10 @@ def _kubevirt_rules(verbs: list[str], use: bool) -> list[Rule]:
             _rule([_OWN_SUB], ["virtualmachineinstances/xml"], ["get"]),
         ]
     return rules
+
+
+def _backup_rules(verbs: list[str]) -> list[Rule]:
+    return [_rule(["backup.kubevirt.io"], _BACKUPS, verbs), _rule(["stead.io"], _OWN_BACKUPS, verbs)]
 
 
 def _cdi_rules(verbs: list[str], upload: bool) -> list[Rule]:
@@ -164,6 +170,9 @@ def default_roles() -> list[Object]:
         _role("kubevirt.io:admin", _kubevirt_rules(all_verbs, use=True), _to("admin")),
         _role("kubevirt.io:edit", _kubevirt_rules(all_verbs, use=True), _to("edit")),
         _role("kubevirt.io:view", _kubevirt_rules(_READ, use=False), _to("view")),
+        _role("backup.stead.io:admin", _backup_rules(all_verbs), _to("admin")),
+        _role("backup.stead.io:edit", _backup_rules(all_verbs), _to("edit")),
+        _role("backup.stead.io:view", _backup_rules(_READ), _to("view")),
         _role("kubevirt.io:default", [_rule([_SUB], ["version", "guestfs"], ["get", "list"])]),
         _role("kubevirt.io:migrate", migrate),
         _role("instancetype.kubevirt.io:view", [_rule(["instancetype.kubevirt.io"], _TYPES, _READ)]),

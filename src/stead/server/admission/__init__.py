@@ -11,7 +11,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from stead.kinds import register
-from stead.server.admission import rules_cdi, rules_instance, rules_instancetype, rules_machine, rules_update
+from stead.server.admission import (
+    rules_backup,
+    rules_cdi,
+    rules_instance,
+    rules_instancetype,
+    rules_machine,
+    rules_update,
+)
 from stead.server.admission.cluster import Cluster, cluster_from_lookup
 from stead.server.admission.contract import AdmissionRequest, Json, Lookup
 from stead.server.admission.defaults_instance import instance_with_defaults
@@ -68,6 +75,10 @@ def admit(request: AdmissionRequest, lookup: Lookup) -> tuple[Json, list[str]]:
         rules_cdi.check_data_source(request.obj, findings)
     elif kind == register.DATA_IMPORT_CRON.kind:
         rules_cdi.check_import_cron(request.obj, request.old, findings)
+    elif kind in (register.VIRTUAL_MACHINE_BACKUP.kind, register.VIRTUAL_MACHINE_BACKUP_TRACKER.kind):
+        rules_backup.check_kubevirt(request, cluster, lookup)
+    elif kind == register.BACKUP_REPOSITORY.kind:
+        rules_backup.check_repository(request.obj, findings)
     findings.refuse_if_any()
     return request.obj, warnings_of(request.obj)
 
