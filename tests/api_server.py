@@ -8,6 +8,8 @@ certificate). `s.certificate(user, groups)` makes another identity. Several may 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import sqlite3
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterable
@@ -24,6 +26,7 @@ from stead.kinds import register
 from stead.kinds.resource import Resource
 from stead.server.api import ApiServer, Settings
 from stead.server.audit_policy import USUAL, Policy
+from stead.server.joins import Signing
 from stead.server.oidc import OidcSettings
 from stead.server.serve import Listener, Listening
 from stead.store.sqlite import SqliteStore
@@ -84,8 +87,9 @@ async def running_server(
     audit: bool = False,
     oidc: OidcSettings | None = None,
     audit_policy: Policy = USUAL,
+    floor: int = 0,
 ) -> AsyncIterator[RunningServer]:
-    """Start a server, give it, stop it and remove its files."""
+    """Start a server, give it, stop it and remove its files. Its revisions begin above `floor`."""
     with tempfile.TemporaryDirectory(prefix="stead-api-") as temporary:
         directory = Path(temporary)
         authority = pki.ensure_authority(directory / "pki", "stead-test")
@@ -96,9 +100,15 @@ async def running_server(
         pki.ensure_key(directory / "tokens.key")
         token_key: Any = load_pem_private_key((directory / "tokens.key").read_bytes(), None)
         store = await SqliteStore.open(directory / "store.db")
+        if floor:
+            await store.close()
+            with contextlib.closing(sqlite3.connect(directory / "store.db")) as connection, connection:
+                connection.execute("INSERT INTO meta (name, number) VALUES ('floor', ?)", (floor,))
+            store = await SqliteStore.open(directory / "store.db")
         settings = Settings(
             token_key=token_key, address="127.0.0.1", agent_tls=agent_tls, resources=resources, oidc=oidc,
             audit_path=directory / "audit.log" if audit else None, audit_policy=audit_policy,
+            signing=Signing(authority, datetime.timedelta(days=1), frozenset({"stead", "192.0.2.1", "127.0.0.1"})),
         )  # fmt: skip
         api = ApiServer(store, settings)
         await api.start()

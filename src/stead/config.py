@@ -9,7 +9,9 @@ Read by `run` and `cli` alone; other rooms get plain values.
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
+import re
 import socket
 import tomllib
 from collections.abc import Mapping
@@ -60,7 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     agent_address: str = "127.0.0.1"
     #: and its port
     agent_port: int = 6444
-    #: URL of the API for an agent that runs apart; "" = this host's plane
+    #: URL of the API of the Stead that this host has joined (`stead join` writes it); "" = this host's own plane
     api_url: str = ""
     #: this host's name in the API; "" = the machine's own name
     host_name: str = ""
@@ -90,6 +92,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     secrets_key_file: str = ""
     #: program with arguments that prints those keys instead (a vault's client, `systemd-creds decrypt`); [] = the file
     secrets_key_command: tuple[str, ...] = ()
+    #: or handle of a TPM 2.0's sealed object that holds them, such as 0x81010001; "" = none
+    secrets_key_tpm: str = ""
+    #: seconds without a sign of life after which a host counts as silent; agents give one every 10
+    host_grace_seconds: float = 40.0
+    #: program with arguments that makes sure that a silent host is off, called with its name: exit code 0 says it is
+    fencer_command: tuple[str, ...] = ()
     #: life of the certificates that Stead renews by itself (API, plane, agent, administrator), seconds
     certificate_seconds: int = 7776000
     #: OpenID Connect issuer whose ID tokens the API accepts, an https URL; "" = none, and nothing is ever fetched
@@ -119,6 +127,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return (self.host_name or socket.gethostname()).lower()
 
     @property
+    def is_joined(self) -> bool:
+        """Whether this host belongs to a Stead whose plane runs elsewhere: an agent alone runs here."""
+        return bool(self.api_url)
+
+    @property
     def plane_dir(self) -> Path:
         """State of the plane: store and keys; owned by `user`, mode 0700."""
         return self.state_dir / "plane"
@@ -137,6 +150,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def all_backup_roots(self) -> tuple[Path, ...]:
         """Folders below which backup repositories may lie."""
         return self.backup_roots or (self.state_dir / "backups",)
+
+    @property
+    def secrets_key_source(self) -> tuple[Path, tuple[str, ...], str]:
+        """Where the keys that seal Secrets come from: file, else command, else the TPM's object."""
+        return self.secrets_key, self.secrets_key_command, self.secrets_key_tpm
 
     @property
     def all_pools(self) -> tuple[Pool, ...]:
@@ -194,6 +212,37 @@ def load(
     return settings
 
 
+def remember(file: Path, values: Mapping[str, str]) -> None:
+    """Write settings that the file does not name yet at its head. Raises ConfigError when it says otherwise.
+
+    The file keeps its mode and whatever else it says; it is made when absent.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        known = tomllib.loads(text)
+    except FileNotFoundError:
+        text, known = "", {}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"settings file {file}: {error}") from error
+    for name, value in values.items():
+        if name in known and known[name] != value:
+            raise ConfigError(f"settings file {file} says {name} = {known[name]!r}; this host needs {value!r}")
+    missing = [f"{name} = {_toml_text(value)}\n" for name, value in values.items() if name not in known]
+    if not missing:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text("".join(missing) + text, encoding="utf-8")
+    if text:
+        temporary.chmod(file.stat().st_mode & 0o7777)
+    os.replace(temporary, file)
+
+
+def _toml_text(value: str) -> str:
+    """A TOML basic string: JSON's, which escapes all that TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _path_hook(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
@@ -218,6 +267,8 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"pod_cidr, importer_allowed_networks: {error}") from error
     if network.version != 4 or network.prefixlen > 28:
         raise ConfigError(f"pod_cidr {settings.pod_cidr}: an IPv4 network of /28 or larger")
+    if settings.api_url and not settings.api_url.startswith("https://"):
+        raise ConfigError(f"api_url {settings.api_url}: an https URL")
     if len(settings.pod_bridge) > 15:
         raise ConfigError(f"pod_bridge {settings.pod_bridge!r}: Linux allows 15 characters")
     if settings.certificate_seconds < 10:
@@ -226,5 +277,11 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"oidc_issuer_url {settings.oidc_issuer_url}: an https URL")
     if bool(settings.oidc_issuer_url) != bool(settings.oidc_client_id):
         raise ConfigError("oidc_issuer_url and oidc_client_id are set together or not at all")
+    if sum(map(bool, (settings.secrets_key_file, settings.secrets_key_command, settings.secrets_key_tpm))) > 1:
+        raise ConfigError("secrets_key_file, secrets_key_command and secrets_key_tpm: one of them")
+    if settings.secrets_key_tpm and not re.fullmatch(r"0x81[0-9a-fA-F]{6}", settings.secrets_key_tpm):
+        raise ConfigError(f"secrets_key_tpm {settings.secrets_key_tpm}: a persistent handle, such as 0x81010001")
+    if settings.host_grace_seconds < 11:
+        raise ConfigError(f"host_grace_seconds {settings.host_grace_seconds}: 11 at least, agents report every 10")
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"log_level {settings.log_level!r}: debug, info, warning or error")

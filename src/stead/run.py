@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -73,8 +74,10 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     from stead.server import audit_policy
     from stead.server.api import ApiServer
     from stead.server.api import Settings as ApiSettings
+    from stead.server.joins import Signing
     from stead.server.roles import image_roles
     from stead.server.serve import Listener, Listening
+    from stead.store.copies import seal_plain
     from stead.store.keyring import read as read_keyring
     from stead.store.sealed import SealedStore
     from stead.store.sqlite import SqliteStore
@@ -83,7 +86,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     key = load_pem_private_key(files.token_key.read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{files.token_key} is not an elliptic curve key")
-    keyring = await asyncio.to_thread(read_keyring, settings.secrets_key, settings.secrets_key_command)
+    keyring = await asyncio.to_thread(read_keyring, *settings.secrets_key_source)
     file = await SqliteStore.open(settings.plane_dir / "store.db")
     agent_tls = pki.client_context(files.ca, files.plane)
     async with contextlib.AsyncExitStack() as undo:
@@ -92,11 +95,8 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
         if store.resealed:
             await file.scrub()
             log.info("Secrets sealed with the newest key", count=store.resealed)
-        copy = settings.plane_dir / "store.db.format-1"
-        if copy.exists():
-            log.warning(
-                "a copy of the store for going back holds Secrets in plain; remove it when done", path=str(copy)
-            )
+        for copy in await asyncio.to_thread(seal_plain, settings.plane_dir / "store.db", keyring):
+            log.info("a copy of the store for going back is sealed; `stead store open-copy` opens it", path=str(copy))
         api = ApiServer(
             store,
             ApiSettings(
@@ -106,6 +106,11 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
                 audit_policy=audit_policy.load(Path(settings.audit_policy) if settings.audit_policy else None),
                 agent_tls=agent_tls,
                 oidc=_oidc(settings),
+                signing=Signing(
+                    authority=files.authority,
+                    life=datetime.timedelta(seconds=settings.certificate_seconds),
+                    reserved=frozenset(installation.api_names(settings)),
+                ),
             ),
         )
         await api.start()
@@ -129,6 +134,8 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
             roles=tuple(image_roles()),
             upload_url=settings.url,
             upload_ca=files.ca.read_text(encoding="utf-8"),
+            node_grace_seconds=settings.host_grace_seconds,
+            fencer=settings.fencer_command,
         )
         await undo.enter_async_context(_background(run_controllers(api.local_client(), options), stopping))
         renewed = {
@@ -268,6 +275,10 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
         # Another CA is taken up by a fresh start, which disturbs no guest.
         renewed = {files.agent.certificate: renew, files.ca: stopping.set}
         await undo.enter_async_context(_background(_reload(renewed, _reload_seconds(settings)), stopping))
+        if settings.is_joined:
+            from stead.client import joining
+
+            await undo.enter_async_context(_background(joining.keep_renewed(settings), stopping))
         log.info("agent serves", host=settings.host, port=agent.port)
         await stopping.wait()
         log.info("agent stops; its machines go on")

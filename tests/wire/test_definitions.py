@@ -93,13 +93,12 @@ async def established(server: RunningServer, wanted: Object) -> Object:
 async def test_an_added_kind_is_served_like_any_other() -> None:
     async with running_server() as server:
         http = Http(server)
-        tags = [(await http("GET", path))[2]["Etag"] for path in ("/openapi/v2", "/openapi/v3")]
+        tag, paths = (await http("GET", "/openapi/v2"))[2]["Etag"], (await http("GET", "/openapi/v3"))[1]
         await established(server, definition(subresources={
             "status": {}, "scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"},
         }))  # fmt: skip
-        after = [(await http("GET", path))[2]["Etag"] for path in ("/openapi/v2", "/openapi/v3")]
-        assert tags[0] != after[0]
-        assert tags[1] != after[1]
+        assert (await http("GET", "/openapi/v2"))[2]["Etag"] != tag
+        assert (await http("GET", "/openapi/v3"))[1] != paths
         document = (await http("GET", "/openapi/v3/apis/space.example.org/v1"))[1]
         assert "org.example.space.v1.Rocket" in document["components"]["schemas"]
         listed = (await http("GET", "/apis/space.example.org/v1"))[1]["resources"]
@@ -193,7 +192,14 @@ async def test_a_deleted_definition_takes_its_instances_and_ends_watches() -> No
         assert answer["metadata"]["finalizers"] == ["customresourcecleanup.apiextensions.k8s.io"]
         while (await http("GET", f"{COLLECTION}/a"))[0] != 404:
             await asyncio.sleep(0.02)
-        assert (await http("POST", COLLECTION, rocket("late")))[0] == 405
+        apply = {"Content_Type": "application/apply-patch+yaml"}
+        for method, path, headers in (("POST", COLLECTION, {}), ("PATCH", f"{COLLECTION}/l?fieldManager=m", apply)):
+            code, status, _ = await http(method, path, rocket("l"), **headers)
+            text = "create not allowed while custom resource definition is terminating"
+            assert (code, status["reason"], status["message"]) == (405, "MethodNotAllowed", text)
+        assert (await http("PATCH", f"{COLLECTION}/held?fieldManager=m&force=true", rocket("held", size=5), **apply))[
+            0
+        ] == 200
         assert (await http("GET", f"{COLLECTION}/held"))[0] == 200
         assert (await http("PATCH", f"{COLLECTION}/held", {"metadata": {"finalizers": None}}, **MERGE))[0] == 200
         _, text, _ = await asyncio.wait_for(watch, 10)

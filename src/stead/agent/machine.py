@@ -233,7 +233,10 @@ class Machine:
             self.observed = seen
             self._stage, self._ran = Stage.STARTED, True
             self._probing.start()
-            await self._publish()  # before anything else: Running is what everybody waits for
+            try:
+                await self._publish()  # before anything else: Running is what everybody waits for
+            finally:
+                await self.startup.join()
             self.say("Normal", "Started", "VirtualMachineInstance started.")
 
     async def _look(self) -> None:

@@ -49,6 +49,12 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Access": {
         "login": ("login", "login"),
         "user": ("users", "user"),
+        "oidc-token": ("oidc_session", "oidc_token"),
+    },
+    "Hosts": {
+        "host": ("host", "host"),
+        "token": ("joining", "token"),
+        "join": ("joining", "join"),
     },
     "This host": {
         "up": ("hosts", "up"),
@@ -59,6 +65,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "doctor": ("doctor", "doctor"),
         "kubeconfig": ("hosts", "kubeconfig"),
         "rotate": ("rotate", "rotate"),
+        "store": ("store", "store"),
         "next": ("hosts", "next_steps"),
         "uninstall": ("hosts", "uninstall"),
         "bench": ("bench", "bench"),

@@ -30,14 +30,14 @@ def ca(finish: bool) -> None:
     Between the two, give users new kubeconfigs (`stead user kubeconfig`), which are good before and after; those of
     before are of no use after --finish. Stead does all this by itself in the last third of an authority's ten years.
     """
-    settings = _settings()
+    settings = own_settings()
     files = installation.Files.of(settings)
     waiting = pki.next_key(files.authority).exists()
     if not finish:
         pki.introduce(files.authority, "stead")
         installation.prepare(settings)
         if not waiting:
-            _start_anew(settings, "plane", "agent")
+            start_anew(settings, "plane", "agent")
         again = "A new authority was introduced already" if waiting else "A new authority is trusted beside the old one"
         click.echo(f"{again}; `stead rotate ca --finish` lets go of the old one.")
         return
@@ -52,7 +52,7 @@ def ca(finish: bool) -> None:
         pki.switch(files.authority)
     pki.drop(files.authority)
     installation.prepare(settings)
-    _start_anew(settings, "plane", "agent")
+    start_anew(settings, "plane", "agent")
     click.echo("Certificates are issued by the new authority; the old one is trusted no more.")
 
 
@@ -61,7 +61,9 @@ def secrets_key() -> None:
     """Put a new key above the old ones; the plane seals every Secret with it at its next start."""
     from stead.store import keyring
 
-    settings = _settings()
+    settings = own_settings()
+    if settings.secrets_key_tpm:
+        raise click.ClickException("the keys lie in the TPM: seal them anew there with another one above the old ones")
     if settings.secrets_key_command:
         raise click.ClickException("the keys come from secrets_key_command: let it print a new one above the old ones")
     path = settings.secrets_key
@@ -72,14 +74,15 @@ def secrets_key() -> None:
         raise click.ClickException(str(error)) from error
     owner = path.stat()
     pki.write_private(path, f"{keyring.new_key()}\n{text}".encode(), owner=(owner.st_uid, owner.st_gid))
-    started = _start_anew(settings, "plane")
+    started = start_anew(settings, "plane")
     told = "the plane starts anew and seals every Secret with it" if started else "the plane seals with it once it runs"
     click.echo(f"{path} begins with a new key; {told}. Keep a copy of the file apart from the store's backups.")
 
 
-def _settings() -> Settings:
+def own_settings() -> Settings:
+    """Settings of the Stead on this host, for root alone. Raises ClickException."""
     if os.geteuid() != 0:
-        raise click.ClickException("keys are changed on Stead's own host by root: sudo stead rotate …")
+        raise click.ClickException("keys are used on Stead's own host by root: sudo stead …")
     settings = current_options().settings()
     if not settings.plane_dir.exists():
         raise click.ClickException(f"there is no Stead on this host ({settings.plane_dir} does not exist)")
@@ -92,7 +95,7 @@ def _is_behind(settings: Settings, name: str, bundle: Path) -> bool:
     return 0 < started < bundle.stat().st_mtime
 
 
-def _start_anew(settings: Settings, *names: str) -> bool:
+def start_anew(settings: Settings, *names: str) -> bool:
     """End processes that `stead up` starts again at once; False when it does not run."""
     if not installation.running_pid(settings, "up"):
         return False

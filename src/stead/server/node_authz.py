@@ -78,6 +78,8 @@ class NodeGuard:
             return self._lease(host, asked)
         if asked.group == "stead.io" and plural in ("backups", "backuprepositories"):
             return self._backups(host, asked, plural, subresource)
+        if (asked.group, plural) == ("stead.io", "joins"):
+            return _ALLOWED if asked.verb == "create" else _no("a host renews its certificate only")
         if asked.group == "":
             return self._core(host, asked, plural, subresource)
         return _no(f"a host may not {asked.verb} {plural}")
