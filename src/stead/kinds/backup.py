@@ -24,6 +24,7 @@ from stead.kinds.meta import (
     Time,
     described,
     merged_by,
+    one_of,
     rule,
     rules,
 )
@@ -184,7 +185,7 @@ class VirtualMachineBackupSpec(Model, kw_only=True):
         ),
     ]
     force_full_backup: bool | None = None
-    mode: Annotated[Literal["Push", "Pull"] | None, described("Push (the default) or Pull")] = None
+    mode: Annotated[str | None, one_of("Push", "Pull"), described("Push (the default) or Pull")] = None
     pvc_name: Annotated[str | None, described("claim that takes the backup")] = None
     skip_quiesce: bool | None = None
     token_secret_ref: str | None = None
