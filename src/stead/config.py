@@ -88,6 +88,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     insecure_registries: tuple[str, ...] = ()
     #: bytes that unused container disks may take before the oldest are removed
     container_disk_cache_bytes: int = 20 * 1024**3
+    #: where the plane keeps everything: "" = SQLite in `state_dir`; an etcd cluster is `etcd://HOST:PORT,HOST:PORT[/NAME]`
+    store: str = ""
+    #: PEM file with the authorities of etcd's certificates
+    store_ca_file: str = ""
+    #: the certificate by which etcd knows this plane (PEM)
+    store_certificate_file: str = ""
+    #: and its key; the account of the plane must be able to read both
+    store_key_file: str = ""
     #: file with the keys that seal Secrets in the store; "" = `plane/pki/secrets.key` in `state_dir`, made when absent
     secrets_key_file: str = ""
     #: program with arguments that prints those keys instead (a vault's client, `systemd-creds decrypt`); [] = the file
@@ -277,6 +285,7 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"oidc_issuer_url {settings.oidc_issuer_url}: an https URL")
     if bool(settings.oidc_issuer_url) != bool(settings.oidc_client_id):
         raise ConfigError("oidc_issuer_url and oidc_client_id are set together or not at all")
+    check_store(settings.store, settings)
     if sum(map(bool, (settings.secrets_key_file, settings.secrets_key_command, settings.secrets_key_tpm))) > 1:
         raise ConfigError("secrets_key_file, secrets_key_command and secrets_key_tpm: one of them")
     if settings.secrets_key_tpm and not re.fullmatch(r"0x81[0-9a-fA-F]{6}", settings.secrets_key_tpm):
@@ -285,3 +294,24 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"host_grace_seconds {settings.host_grace_seconds}: 11 at least, agents report every 10")
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"log_level {settings.log_level!r}: debug, info, warning or error")
+
+
+#: what the setting `store` looks like for a cluster
+_ETCD = re.compile(r"etcd://(?P<members>[^/,\s]+:\d+(?:,[^/,\s]+:\d+)*)(?:/(?P<name>[a-z0-9-]{1,32}))?/?")
+
+
+def etcd_of(store: str) -> tuple[tuple[str, ...], str] | None:
+    """The members (host:port) and the name that a store's URL speaks of; None when it is no etcd URL."""
+    found = _ETCD.fullmatch(store)
+    return (tuple(found["members"].split(",")), found["name"] or "stead") if found else None
+
+
+def check_store(store: str, settings: Settings) -> None:
+    """Raises ConfigError when a store's URL is malformed, or the files of its TLS are not named."""
+    if not store:
+        return
+    if etcd_of(store) is None:
+        raise ConfigError(f"store {store!r}: etcd://HOST:PORT,HOST:PORT[/NAME], or nothing for SQLite")
+    for name in ("store_ca_file", "store_certificate_file", "store_key_file"):
+        if not getattr(settings, name):
+            raise ConfigError(f"{name} must be set: etcd is spoken to by TLS with a client certificate only")

@@ -129,7 +129,8 @@ def prepare(settings: Settings) -> Files:
     _directory(settings.plane_dir / "pki", 0o700, owner)
     _pid_file(settings.run_dir / "plane.pid", owner)
     authority = pki.ensure_authority(settings.plane_dir / "pki", "stead")
-    pki.tend_authority(authority, "stead")
+    if not settings.store:  # planes that share a cluster share the authority: nobody changes it alone
+        pki.tend_authority(authority, "stead")
     life = datetime.timedelta(seconds=settings.certificate_seconds)
     pki.ensure_key(files.token_key)
     if not (settings.secrets_key_file or settings.secrets_key_command or settings.secrets_key_tpm):

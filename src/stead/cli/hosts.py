@@ -41,11 +41,24 @@ def _need_root(what: str) -> None:
         raise click.ClickException(f"{what} needs root: sudo stead {what}")
 
 
+_STORE = click.option(
+    "--store", default=None, metavar="URL", help="Where state is kept, as the setting `store`: etcd://HOST:PORT,…"
+)
+
+
+def _use_store(url: str | None) -> None:
+    """The setting for this process and for those that it starts."""
+    if url is not None:
+        os.environ["STEAD_STORE"] = url
+
+
 @click.command()
 @click.option("--detach", is_flag=True, help="Go to the background; the log is <state_dir>/log/stead.log.")
-def up(detach: bool) -> None:
+@_STORE
+def up(detach: bool, store: str | None) -> None:
     """Run Stead on this host: the plane (unprivileged) and the agent (root), kept running."""
     _need_root("up")
+    _use_store(store)
     options = _options()
     settings = options.settings()
     config = options.config.resolve() if options.config else None
@@ -116,10 +129,12 @@ def down(timeout: int) -> None:
 
 
 @click.command()
-def plane() -> None:
+@_STORE
+def plane(store: str | None) -> None:
     """Run the plane alone: API server, store and controllers."""
     from stead import run
 
+    _use_store(store)
     run.main_plane(_options().settings())
 
 

@@ -24,7 +24,7 @@ from stead.server.registry import Registry
 from stead.server.streaming import chosen_subprotocol
 
 if TYPE_CHECKING:
-    from stead.server.app import Exchange
+    from stead.server.exchange import Exchange
 
 Object = dict[str, Any]
 

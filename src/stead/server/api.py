@@ -27,6 +27,7 @@ from stead.server.definition_rules import CONTROLLER_NAME
 from stead.server.definitions import Definitions
 from stead.server.health import Health, Metrics
 from stead.server.joins import Joins, Signing
+from stead.server.leave import Leave
 from stead.server.local import LocalVerbs
 from stead.server.login import Logins
 from stead.server.node_authz import NodeGuard
@@ -83,6 +84,7 @@ class ApiServer:
             oidc=Oidc(settings.oidc) if settings.oidc is not None else None,
         )
         self.authenticator = Authenticator(self.registry, self.issuer, sources)
+        self._leave = Leave(self.registry, self.authenticator, self.authorizer)
         self.agents = Agents(self.registry, settings.agent_tls)
         self.app: App = build_app(Server(
             verbs=self.verbs, catalogue=self.catalogue, authenticator=self.authenticator, authorizer=self.authorizer,
@@ -92,6 +94,7 @@ class ApiServer:
             uploads=Uploads(self.registry, self.issuer, self.agents),
             logins=Logins(self._own_verbs, self.registry),
             joins=Joins(self._own_verbs, settings.signing) if settings.signing is not None else None,
+            leave=self._leave,
         ))  # fmt: skip
 
     async def start(self) -> None:
@@ -100,10 +103,16 @@ class ApiServer:
         self.definitions.load()
         await ensure_defaults(self.local_verbs(CONTROLLER))
         self.definitions.start()
+        self._leave.start()
+
+    async def run_until_broken(self) -> None:
+        """Raise when the store can no longer be followed; a fresh start helps."""
+        await self.cache.run_until_broken()
 
     async def stop(self) -> None:
         """End watches and streams, close connections to agents, stop the cache. The store is the caller's."""
         self.app.stop()
+        await self._leave.stop()
         await self.definitions.stop()
         await self.agents.close()
         await self.cache.close()
@@ -121,7 +130,7 @@ class ApiServer:
         return self.local_verbs(CONTROLLER)
 
     def _store_trouble(self) -> str | None:
-        return None if self.registry.revision >= 0 else "no revision"
+        return self.cache.store.trouble
 
     def _cache_trouble(self) -> str | None:
         return str(self.cache.failure) if self.cache.failure is not None else None

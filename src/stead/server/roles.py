@@ -30,6 +30,9 @@ _WRITE = ["create", "delete", "deletecollection", "patch", "update"]
 _SUB = "subresources.kubevirt.io"
 _OWN_SUB = "subresources.stead.io"
 
+#: how often a default is looked at again that another plane has just made or changed
+_TRIES = 5
+
 NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease", "kubevirt", "kubevirt-os-images")
 
 
@@ -277,6 +280,18 @@ def with_aggregation(roles: list[Object]) -> list[Object]:
 
 async def _ensure(
     verbs: LocalVerbs, resource: Resource, wanted: Object, fields: tuple[str, ...] = (), subresource: str = ""
+) -> None:
+    for _ in range(_TRIES):
+        try:
+            await _ensure_once(verbs, resource, wanted, fields, subresource)
+            return
+        except ApiError as error:
+            if error.code != 409:  # else another plane does the same at this moment
+                raise
+
+
+async def _ensure_once(
+    verbs: LocalVerbs, resource: Resource, wanted: Object, fields: tuple[str, ...], subresource: str
 ) -> None:
     try:
         found = await verbs.get(resource, "", wanted["metadata"]["name"])

@@ -16,11 +16,14 @@ import bisect
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
+import structlog
 
-from stead.store.contract import Compacted, Entry, Event, Store
+from stead.store.contract import Compacted, Entry, Event, Store, StoreFailure
+
+log = structlog.get_logger(__name__)
 
 #: Events kept for resuming watchers. etcd keeps five minutes; this is about that at 30 writes a second.
 RING = 10_000
@@ -28,6 +31,8 @@ RING = 10_000
 RING_BYTES = 16 * 1024 * 1024
 #: Events that may wait for one subscriber before it is closed.
 QUEUE = 4_096
+#: Subscribers that are told before others get their turn on the loop.
+_TOLD_AT_ONCE = 64
 #: How long history is kept in the store before it is compacted, seconds (etcd's default in kube-apiserver).
 HISTORY_SECONDS = 300.0
 
@@ -43,24 +48,36 @@ def collection_of(key: str) -> str:
 
 
 class Subscription:
-    """Events of one prefix, in order. Iterate it once; `close()` ends the iteration."""
+    """Events of one prefix after a revision, in order. Iterate it once; `close()` ends the iteration.
 
-    def __init__(self, prefix: str, backlog: list[Event]) -> None:
+    The revision may be one that the cache has yet to reach: a client has seen it at another plane.
+    """
+
+    def __init__(self, prefix: str, backlog: list[Event], after: int) -> None:
         self.prefix = prefix
+        self._after = after
         self._queue: deque[Event] = deque(backlog)
         self._wake = asyncio.Event()
         self._ended = False
         self._overrun = False
+        #: called once for each batch of events, before a waiting task would be woken: True = the queue is dealt with
+        self.listener: Callable[[], bool] | None = None
 
     def offer(self, event: Event) -> None:
-        """Called by the cache: take the event, or mark the subscriber as overrun."""
+        """Called by the cache: take the event, or mark the subscriber as overrun. `notify` follows."""
+        if event.revision <= self._after:
+            return
         if len(self._queue) >= QUEUE:
             self._overrun = True
             self._ended = True
             self._queue.clear()
         elif not self._ended:
             self._queue.append(event)
-        self._wake.set()
+
+    def notify(self) -> None:
+        """Called by the cache after a batch: tell whoever follows."""
+        if self._ended or self.listener is None or not self.listener():
+            self._wake.set()
 
     def close(self) -> None:
         """End the iteration after what is queued has been delivered."""
@@ -88,6 +105,10 @@ class Subscription:
         if not self._queue and not self._ended:
             self._wake.clear()
             await self._wake.wait()
+
+    def peek(self) -> list[Event]:
+        """All queued events; they stay queued."""
+        return list(self._queue)
 
     def take(self) -> list[Event]:
         """All queued events at once, without waiting."""
@@ -118,6 +139,7 @@ class Cache:
         self._task: asyncio.Task[None] | None = None
         self._compactor: asyncio.Task[None] | None = None
         self._failed: BaseException | None = None
+        self._broken = asyncio.Event()
 
     async def start(self) -> None:
         """Load everything and follow the store from there."""
@@ -205,7 +227,7 @@ class Cache:
             raise Compacted(self._oldest)
         start = bisect.bisect_right(self._ring, after, key=lambda event: event.revision)
         backlog = [self._ring[at] for at in range(start, len(self._ring)) if self._ring[at].key.startswith(prefix)]
-        subscription = Subscription(prefix, backlog)
+        subscription = Subscription(prefix, backlog, after)
         self._collection(collection_of(prefix)).subscriptions.append(subscription)
         return subscription
 
@@ -238,17 +260,28 @@ class Cache:
     async def _follow(self, after: int) -> None:
         try:
             async for batch in self.store.watch(after):
+                told: dict[Subscription, None] = {}
                 for event in batch:
-                    self._apply(event)
+                    self._apply(event, told)
+                # Who waits for the revision is answered first: what follows may be a thousand watchers.
                 self._arrived.set()
                 self._arrived = asyncio.Event()
+                for at, subscription in enumerate(told, 1):
+                    subscription.notify()
+                    if at % _TOLD_AT_ONCE == 0:
+                        await asyncio.sleep(0)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             self._failed = error
-            raise
+            self._broken.set()
 
-    def _apply(self, event: Event) -> None:
+    async def run_until_broken(self) -> None:
+        """Return never, but raise why the cache no longer follows the store: only a fresh start can help."""
+        await self._broken.wait()
+        raise StoreFailure(f"the store can no longer be followed: {self._failed}") from self._failed
+
+    def _apply(self, event: Event, told: dict[Subscription, None]) -> None:
         collection = self._collection(collection_of(event.key))
         known = collection.entries.get(event.key)
         if event.value is not None:
@@ -265,6 +298,7 @@ class Cache:
             for subscription in collection.subscriptions:
                 if event.key.startswith(subscription.prefix):
                     subscription.offer(event)
+                    told[subscription] = None
             collection.subscriptions = [kept for kept in collection.subscriptions if not kept.ended]
 
     def _remember(self, event: Event) -> None:
@@ -284,4 +318,7 @@ class Cache:
             while len(marks) > 1 and marks[1][0] <= time.monotonic() - HISTORY_SECONDS:
                 marks.popleft()
             if marks[0][0] <= time.monotonic() - HISTORY_SECONDS:
-                await self.store.compact(marks[0][1])
+                try:
+                    await self.store.compact(marks[0][1])
+                except StoreFailure as error:  # next time
+                    log.warning("history could not be compacted", error=str(error))
