@@ -21,6 +21,8 @@ import structlog
 
 from stead.agent import bringup, metrics
 from stead.agent import vmi as reading
+from stead.agent.backup_places import Places
+from stead.agent.backups import Backups
 from stead.agent.disks import Disks
 from stead.agent.host import HostReporter
 from stead.agent.lookups import Lookups
@@ -63,6 +65,8 @@ class AgentDeps(msgspec.Struct, frozen=True, kw_only=True):
     uploads: Uploads | None = None
     exports: Exports | None = None
     tls: ssl.SSLContext | None = None
+    #: opens the repositories of backups; None = this host makes none
+    backup_places: Places | None = None
     #: further tasks that live as long as the agent (the volume worker), each run until cancelled
     companions: tuple[Callable[[], Awaitable[None]], ...] = ()
 
@@ -94,7 +98,11 @@ class Agent:
         for folder in (settings.machines_dir, settings.run_dir, self.shop.sockets_dir, settings.state_dir):
             await asyncio.to_thread(_make_passable, folder)
         self.port = await self.server.open(settings.agent_address, settings.agent_port, self._deps.tls)
-        for work in (self.host.run, self._work, *self._deps.companions):
+        companions = self._deps.companions
+        if self._deps.backup_places is not None:
+            backups = Backups(self._deps.client, self.shop, self.machine, self._deps.backup_places)
+            companions = (*companions, backups.run)
+        for work in (self.host.run, self._work, *companions):
             self._background.append(asyncio.create_task(_forever(work), name=f"agent {work.__qualname__}"))
 
     async def close(self) -> None:

@@ -55,6 +55,8 @@ class PreparedVolume(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     capacity: str = ""
     access_modes: tuple[str, ...] = ()
     volume_mode: str = "Filesystem"
+    #: a qcow2 beside the raw disk that records which blocks change; "" = none
+    tracking: str = ""
 
 
 class PreparedKernel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

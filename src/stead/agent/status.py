@@ -82,6 +82,8 @@ def status_from(view: View) -> Object:
             status.setdefault("kernelBootStatus", {})
     if view.observed is not None and view.observed.machine_type:
         status["machine"] = {"type": view.observed.machine_type}
+    if view.prepared is not None and reading.tracks_changes(view.vmi) and status["phase"] == "Running":
+        status["changedBlockTracking"] = {**status["changedBlockTracking"], "state": "Enabled"}
     sockets, cores, threads = reading.topology(view.vmi)
     status.setdefault("currentCPUTopology", {"sockets": sockets, "cores": cores, "threads": threads})
     if view.guest is not None:
