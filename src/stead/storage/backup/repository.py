@@ -1,7 +1,7 @@
 """A repository: opened with its key, read by anybody who has it. `session` writes to it, `restore` reads disks.
 
 One `Repository` may be used by several threads as long as its store may; all calls block. The layout and the order in
-which things are written and removed are in `docs/decisions/0030-backup-repository.md`.
+which things are written and removed are in `docs/decisions/0016-backup-repository.md`.
 """
 
 from __future__ import annotations
