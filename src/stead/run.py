@@ -164,6 +164,7 @@ def _network(settings: Settings) -> NetworkConfig:
         bridge=settings.pod_bridge,
         pod_cidr=settings.pod_cidr,
         run_dir=str(settings.run_dir / "network"),
+        overlay=settings.pod_overlay,
     )
 
 
@@ -177,6 +178,8 @@ def _policy(settings: Settings) -> Policy:
 async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
     """Network, pools, hypervisor, machines; returns when `stopping` is set. Guests go on running."""
     from stead.agent.agent import Agent, AgentDeps
+    from stead.agent.migration_keys import MigrationKeys
+    from stead.agent.neighbours import Neighbours
     from stead.agent.stock import Stock
     from stead.agent.volumes import Hooks, Volumes, VolumeSettings
     from stead.agent.workshop import AgentSettings
@@ -228,6 +231,14 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
             Hooks(is_in_use=uses_disk, resized=resized),
         )
         tls = pki.server_context(files.agent, files.ca, require_client=True)
+        peer_tls = pki.client_context(files.ca, files.agent)
+        companions: tuple[Callable[[], Awaitable[None]], ...] = (volumes.run,)
+        if settings.pod_overlay:
+            companions += (Neighbours(client, network, settings.host).run,)
+        keys = MigrationKeys(
+            Path(settings.migration_tls_dir), settings.agent_dir / "migration", (settings.host, settings.agent_address)
+        )
+        await asyncio.to_thread(keys.open)
         agent = Agent(
             AgentDeps(
                 client=client,
@@ -250,7 +261,9 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
                 pod_networks=network,
                 uploads=volumes,
                 tls=tls,
-                companions=(volumes.run,),
+                peer_tls=peer_tls,
+                migration_keys=keys,
+                companions=companions,
             )
         )
         agents.append(agent)
@@ -258,7 +271,8 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
         undo.push_async_callback(agent.close)
 
         def renew() -> None:
-            tls.load_cert_chain(files.agent.certificate, files.agent.key)
+            for context in (tls, peer_tls):
+                context.load_cert_chain(files.agent.certificate, files.agent.key)
             client.renew(files.agent.certificate.read_bytes(), files.agent.key.read_bytes())
 
         # Another CA is taken up by a fresh start, which disturbs no guest.

@@ -26,6 +26,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "unpause": ("machines", "unpause"),
         "soft-reboot": ("machines", "soft_reboot"),
         "reset": ("machines", "reset"),
+        "migrate": ("migrate", "migrate"),
+        "migrate-cancel": ("migrate", "migrate_cancel"),
         "wait": ("resources", "wait"),
         "top": ("machines", "top"),
         "xml": ("machines", "xml"),

@@ -263,6 +263,13 @@ class Instances:
                     used[chosen.host] = Use(before.cpu_milli + use.cpu_milli, before.memory + use.memory)
         return placement.place(self._demand(vmi, needs), hosts, used)
 
+    def place_elsewhere(self, vmi: Object, selector: dict[str, str], without: set[str]) -> Placement:
+        """A host for a running machine to move to: as for a new one, but that its own disks go along."""
+        demand = self._demand(vmi, [])
+        demand = msgspec.structs.replace(demand, node_selector={**demand.node_selector, **selector})
+        hosts = [host for host in self._nodes.objects() if host["metadata"]["name"] not in without]
+        return placement.place(demand, hosts, self._used(vmi))
+
     def _demand(self, vmi: Object, needs: list[Need]) -> Demand:
         namespace, spec = vmi["metadata"]["namespace"], spec_of(vmi)
         affinities, pools = [], []
@@ -300,8 +307,11 @@ class Instances:
                 host, use = self._assumed[uid]
             if not host or is_final(vmi) or uid == asking["metadata"]["uid"]:
                 continue
-            before = used.get(host, Use())
-            used[host] = Use(before.cpu_milli + use.cpu_milli, before.memory + use.memory)
+            state = status_of(vmi).get("migrationState") or {}
+            coming = "" if state.get("completed") or state.get("failed") else state.get("targetNode")
+            for taken in {host, coming or host}:
+                before = used.get(taken, Use())
+                used[taken] = Use(before.cpu_milli + use.cpu_milli, before.memory + use.memory)
         for gone in [uid for uid in self._assumed if uid not in known]:
             del self._assumed[gone]
         for gone in [uid for uid in self._uses if uid not in known]:

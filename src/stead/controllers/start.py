@@ -24,12 +24,14 @@ from stead.controllers.bootstrap import bootstrap
 from stead.controllers.classes import Classes
 from stead.controllers.datasource import DataSources
 from stead.controllers.disk import Disks
+from stead.controllers.evacuation import Evacuations
 from stead.controllers.events import Recorder, expire_events
 from stead.controllers.foreign import ForeignGarbage
 from stead.controllers.hosts import GRACE_SECONDS, Hosts
 from stead.controllers.importcron import ImportCrons
 from stead.controllers.instance import Instances
 from stead.controllers.machine import Machines
+from stead.controllers.migration import Migrations
 from stead.controllers.namespaces import Namespaces
 from stead.controllers.profiles import Profiles
 from stead.controllers.quota import QuotaCounts
@@ -70,9 +72,12 @@ def all_controllers(world: World, options: ControllerOptions) -> list[Controller
     """Every controller but the garbage collector, wired to the world's informers."""
     kinds = storable()
     addresses = Addresses(world, options.pod_cidr)
+    instances = Instances(world, addresses)
     found = [
         Machines(world).controller(),
-        Instances(world, addresses).controller(),
+        instances.controller(),
+        Migrations(world, instances.place_elsewhere).controller(),
+        Evacuations(world).controller(),
         addresses.controller(),
         Disks(world).controller(),
         *Volumes(world).controllers(),

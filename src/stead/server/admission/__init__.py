@@ -11,7 +11,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from stead.kinds import register
-from stead.server.admission import rules_cdi, rules_instance, rules_instancetype, rules_machine, rules_update
+from stead.server.admission import (
+    rules_cdi,
+    rules_instance,
+    rules_instancetype,
+    rules_machine,
+    rules_migration,
+    rules_update,
+)
 from stead.server.admission.cluster import Cluster, cluster_from_lookup
 from stead.server.admission.contract import AdmissionRequest, Json, Lookup
 from stead.server.admission.defaults_instance import instance_with_defaults
@@ -62,6 +69,10 @@ def admit(request: AdmissionRequest, lookup: Lookup) -> tuple[Json, list[str]]:
         rules_instancetype.check_preference(request.obj.get("spec") or {}, findings)
     elif request.subresource:
         return request.obj, []
+    elif kind == register.MIGRATION.kind:
+        return rules_migration.admitted_migration(request, cluster), []
+    elif kind == register.MIGRATION_POLICY.kind:
+        rules_migration.check_policy(request.obj.get("spec") or {}, findings)
     elif kind == register.DATA_VOLUME.kind:
         rules_cdi.check_data_volume(request.obj, request.old, lookup, request.namespace, findings)
     elif kind == register.DATA_SOURCE.kind:
