@@ -24,5 +24,6 @@ PROOFS: dict[str, Proof] = {
     "linearizability": Proof(
         "linearizability", "10 clients' histories are those of one copy, through kill -9 and power loss", 300
     ),
+    "fuzz": Proof("fuzz", "no bytes of a client break what reads manifests, patches, selectors, rules, RBAC", 200_000),
     "watch": Proof("watching", "every event once and in order, across reconnects and kills", 100_000),
 }

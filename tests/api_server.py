@@ -8,6 +8,7 @@ certificate). `s.certificate(user, groups)` makes another identity. Several may 
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterable
@@ -84,8 +85,9 @@ async def running_server(
     audit: bool = False,
     oidc: OidcSettings | None = None,
     audit_policy: Policy = USUAL,
+    floor: int = 0,
 ) -> AsyncIterator[RunningServer]:
-    """Start a server, give it, stop it and remove its files."""
+    """Start a server, give it, stop it and remove its files. Its revisions begin above `floor`."""
     with tempfile.TemporaryDirectory(prefix="stead-api-") as temporary:
         directory = Path(temporary)
         authority = pki.ensure_authority(directory / "pki", "stead-test")
@@ -96,6 +98,11 @@ async def running_server(
         pki.ensure_key(directory / "tokens.key")
         token_key: Any = load_pem_private_key((directory / "tokens.key").read_bytes(), None)
         store = await SqliteStore.open(directory / "store.db")
+        if floor:
+            await store.close()
+            with contextlib.closing(sqlite3.connect(directory / "store.db")) as connection, connection:
+                connection.execute("INSERT INTO meta (name, number) VALUES ('floor', ?)", (floor,))
+            store = await SqliteStore.open(directory / "store.db")
         settings = Settings(
             token_key=token_key, address="127.0.0.1", agent_tls=agent_tls, resources=resources, oidc=oidc,
             audit_path=directory / "audit.log" if audit else None, audit_policy=audit_policy,

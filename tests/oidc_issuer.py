@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -31,6 +32,8 @@ class Issuer:
         self.is_down = False
         self.person: dict[str, Any] = {"sub": "alice"}
         self._polls = 0
+        #: whether logins get a refresh token; the one that is good now; how often one was used
+        self.refreshable, self.refresh_token, self.refreshes = False, "", 0
         self.keys: dict[str, Any] = {}
         self.add("rsa-1", rsa.generate_private_key(65537, 2048))
         self.add("ec-1", ec.generate_private_key(ec.SECP256R1()))
@@ -77,11 +80,28 @@ class Issuer:
 
     async def exchange(self, request: web.Request) -> web.Response:
         form = await request.post()
+        if form["grant_type"] == "refresh_token":
+            return self._refresh(str(form["refresh_token"]))
         assert form["device_code"] == "device-code"
         self._polls += 1
         if self._polls == 1:
             return web.json_response({"error": "authorization_pending"}, status=400)
-        return web.json_response({"id_token": self.token(**self.person), "token_type": "Bearer"})
+        answer = {"id_token": self.token(**self.person), "token_type": "Bearer"}
+        if self.refreshable:
+            answer["refresh_token"] = self._next_refresh()
+        return web.json_response(answer)
+
+    def _refresh(self, given: str) -> web.Response:
+        """Each refresh token is good once, and brings the next."""
+        if given != self.refresh_token:
+            return web.json_response({"error": "invalid_grant", "error_description": "token was used"}, status=400)
+        self.refreshes += 1
+        answer = {"id_token": self.token(**{**self.person, "exp": int(time.time()) + 300})}
+        return web.json_response({**answer, "refresh_token": self._next_refresh()})
+
+    def _next_refresh(self) -> str:
+        self.refresh_token = f"refresh-{secrets.token_hex(8)}"
+        return self.refresh_token
 
     def _count(self) -> None:
         self.requests += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import tomllib
 from collections.abc import Mapping
@@ -92,6 +93,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     secrets_key_file: str = ""
     #: program with arguments that prints those keys instead (a vault's client, `systemd-creds decrypt`); [] = the file
     secrets_key_command: tuple[str, ...] = ()
+    #: or handle of a TPM 2.0's sealed object that holds them, such as 0x81010001; "" = none
+    secrets_key_tpm: str = ""
     #: life of the certificates that Stead renews by itself (API, plane, agent, administrator), seconds
     certificate_seconds: int = 7776000
     #: OpenID Connect issuer whose ID tokens the API accepts, an https URL; "" = none, and nothing is ever fetched
@@ -134,6 +137,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def secrets_key(self) -> Path:
         """The file with the keys that seal Secrets."""
         return Path(self.secrets_key_file) if self.secrets_key_file else self.plane_dir / "pki" / "secrets.key"
+
+    @property
+    def secrets_key_source(self) -> tuple[Path, tuple[str, ...], str]:
+        """Where the keys that seal Secrets come from: file, else command, else the TPM's object."""
+        return self.secrets_key, self.secrets_key_command, self.secrets_key_tpm
 
     @property
     def all_pools(self) -> tuple[Pool, ...]:
@@ -222,5 +230,9 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"oidc_issuer_url {settings.oidc_issuer_url}: an https URL")
     if bool(settings.oidc_issuer_url) != bool(settings.oidc_client_id):
         raise ConfigError("oidc_issuer_url and oidc_client_id are set together or not at all")
+    if sum(map(bool, (settings.secrets_key_file, settings.secrets_key_command, settings.secrets_key_tpm))) > 1:
+        raise ConfigError("secrets_key_file, secrets_key_command and secrets_key_tpm: one of them")
+    if settings.secrets_key_tpm and not re.fullmatch(r"0x81[0-9a-fA-F]{6}", settings.secrets_key_tpm):
+        raise ConfigError(f"secrets_key_tpm {settings.secrets_key_tpm}: a persistent handle, such as 0x81010001")
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"log_level {settings.log_level!r}: debug, info, warning or error")

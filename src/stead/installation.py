@@ -136,7 +136,7 @@ def prepare(settings: Settings) -> Files:
     pki.tend_authority(authority, "stead")
     life = datetime.timedelta(seconds=settings.certificate_seconds)
     pki.ensure_key(files.token_key)
-    if not settings.secrets_key_file and not settings.secrets_key_command:
+    if not (settings.secrets_key_file or settings.secrets_key_command or settings.secrets_key_tpm):
         pki.ensure_secret(settings.secrets_key)
     pki.ensure_certificate(authority, files.api, pki.Identity("stead-api", names=_api_names(settings)), life)
     pki.ensure_certificate(authority, files.plane, pki.Identity(PLANE_USER), life)

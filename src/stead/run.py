@@ -29,6 +29,7 @@ from stead.store.keyring import KeyringError
 from stead.store.migrations import TooNew
 
 if TYPE_CHECKING:
+    from stead.agent.migration_keys import MigrationKeys
     from stead.server.oidc import OidcSettings
 
 log = structlog.get_logger(__name__)
@@ -75,6 +76,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     from stead.server.api import Settings as ApiSettings
     from stead.server.roles import image_roles
     from stead.server.serve import Listener, Listening
+    from stead.store.copies import seal_plain
     from stead.store.keyring import read as read_keyring
     from stead.store.sealed import SealedStore
     from stead.store.sqlite import SqliteStore
@@ -83,7 +85,7 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     key = load_pem_private_key(files.token_key.read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{files.token_key} is not an elliptic curve key")
-    keyring = await asyncio.to_thread(read_keyring, settings.secrets_key, settings.secrets_key_command)
+    keyring = await asyncio.to_thread(read_keyring, *settings.secrets_key_source)
     file = await SqliteStore.open(settings.plane_dir / "store.db")
     agent_tls = pki.client_context(files.ca, files.plane)
     async with contextlib.AsyncExitStack() as undo:
@@ -92,11 +94,8 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
         if store.resealed:
             await file.scrub()
             log.info("Secrets sealed with the newest key", count=store.resealed)
-        copy = settings.plane_dir / "store.db.format-1"
-        if copy.exists():
-            log.warning(
-                "a copy of the store for going back holds Secrets in plain; remove it when done", path=str(copy)
-            )
+        for copy in await asyncio.to_thread(seal_plain, settings.plane_dir / "store.db", keyring):
+            log.info("a copy of the store for going back is sealed; `stead store open-copy` opens it", path=str(copy))
         api = ApiServer(
             store,
             ApiSettings(
@@ -158,6 +157,13 @@ def _oidc(settings: Settings) -> OidcSettings | None:
     )
 
 
+def _migration_keys(settings: Settings) -> MigrationKeys:
+    from stead.agent.migration_keys import MigrationKeys
+
+    names = (settings.host, settings.agent_address)
+    return MigrationKeys(Path(settings.migration_tls_dir), settings.agent_dir / "migration", names)
+
+
 def _network(settings: Settings) -> NetworkConfig:
     return NetworkConfig(
         instance=settings.instance,
@@ -178,7 +184,6 @@ def _policy(settings: Settings) -> Policy:
 async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
     """Network, pools, hypervisor, machines; returns when `stopping` is set. Guests go on running."""
     from stead.agent.agent import Agent, AgentDeps
-    from stead.agent.migration_keys import MigrationKeys
     from stead.agent.neighbours import Neighbours
     from stead.agent.stock import Stock
     from stead.agent.volumes import Hooks, Volumes, VolumeSettings
@@ -235,10 +240,7 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
         companions: tuple[Callable[[], Awaitable[None]], ...] = (volumes.run,)
         if settings.pod_overlay:
             companions += (Neighbours(client, network, settings.host).run,)
-        keys = MigrationKeys(
-            Path(settings.migration_tls_dir), settings.agent_dir / "migration", (settings.host, settings.agent_address)
-        )
-        await asyncio.to_thread(keys.open)
+        keys = _migration_keys(settings)
         agent = Agent(
             AgentDeps(
                 client=client,
@@ -291,6 +293,7 @@ async def remove(settings: Settings) -> None:
     network = PodNetwork(_network(settings))
     await network.remove()
     await network.close()
+    await asyncio.to_thread(_migration_keys(settings).remove)
     await asyncio.to_thread(passage.restore, settings.agent_dir)
     await asyncio.to_thread(process.forget_limits)
     await asyncio.to_thread(installation.forget, settings)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import shutil
+import socket
 import sqlite3
+import subprocess
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from stead.store import keyring
+from stead.store import copies, keyring
 from stead.store.contract import Conflict, Delete, Event, Put, StoreFailure
 from stead.store.sealed import SealedStore
 from stead.store.sqlite import SqliteStore
@@ -152,3 +156,85 @@ def test_keys_come_from_a_file_or_from_a_command_and_what_is_wrong_is_said(tmp_p
         assert key not in str(refused.value)
     with pytest.raises(keyring.KeyringError, match="absent"):
         keyring.read(tmp_path / "absent")
+
+
+async def older(path: Path) -> None:
+    """A store as the release before Secrets were sealed left it."""
+    file = await SqliteStore.open(path)
+    first = await file.commit([Put(SECRET, PRECIOUS, 0)])
+    await file.commit([Put(SECRET, PRECIOUS + b" ", first), Put(OTHER, b"not confidential", 0)])
+    await file.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 1")
+
+
+async def test_the_copy_for_going_back_shows_no_secret_and_opens_again(tmp_path: Path) -> None:
+    path, keys = tmp_path / "store.db", ring(keyring.new_key())
+    await older(path)
+    file, _ = await sealed(path, keys)
+    await file.scrub()
+    await file.close()
+    copy = path.with_name("store.db.format-1")
+    assert WORD in copy.read_bytes(), "the control: the migration's copy is plain"
+    assert WORD not in path.read_bytes()
+    copy.with_name("store.db.format-1.partial").write_bytes(PRECIOUS)  # as an interruption leaves it
+    assert copies.seal_plain(path, keys) == [copy]
+    assert WORD not in on_disk(tmp_path)
+    assert copies.seal_plain(path, keys) == [], "once is enough"
+    with pytest.raises(keyring.KeyringError):
+        copies.open_copy(copy, tmp_path / "no.db", ring(keyring.new_key()))
+    assert not list(tmp_path.glob("no.db*"))
+    back = tmp_path / "back" / "store.db"
+    back.parent.mkdir()
+    copies.open_copy(copy, back, keys)
+    with sqlite3.connect(back) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+        values = [row[0] for row in connection.execute("SELECT value FROM log WHERE key = ?", (SECRET,))]
+    assert values == [PRECIOUS, PRECIOUS + b" "]
+    with pytest.raises(StoreFailure, match="exists"):
+        copies.open_copy(copy, back, keys)
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def test_keys_come_from_a_tpm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TPM in software, spoken to by the tools that speak to a real one."""
+    if not (shutil.which("swtpm") and shutil.which("tpm2_unseal")):
+        pytest.skip("needs swtpm and tpm2-tools")
+    state = tmp_path / "tpm"
+    state.mkdir()
+    port = next(port for port in range(23210, 23290, 2) if is_free(port) and is_free(port + 1))
+    tpm = subprocess.Popen([
+        "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--flags", "not-need-init,startup-clear",
+        "--server", f"type=tcp,port={port},bindaddr=127.0.0.1",
+        "--ctrl", f"type=tcp,port={port + 1},bindaddr=127.0.0.1",
+    ])  # fmt: skip
+    try:
+        monkeypatch.setenv("TPM2TOOLS_TCTI", f"swtpm:host=127.0.0.1,port={port}")
+        while is_free(port + 1):
+            assert tpm.poll() is None, "swtpm ended"
+            time.sleep(0.05)
+        key = keyring.new_key()
+        steps = (
+            "tpm2_createprimary -C o -c primary.ctx", "tpm2_create -C primary.ctx -i - -u k.pub -r k.priv",
+            "tpm2_load -C primary.ctx -u k.pub -r k.priv -c k.ctx",
+            "tpm2_evictcontrol -C o -c k.ctx 0x81010001",
+        )  # fmt: skip
+        for step in steps:
+            subprocess.run(step.split(), cwd=tmp_path, input=f"{key}\n".encode(), check=True, capture_output=True)
+            subprocess.run(["tpm2_flushcontext", "-t"], check=True)  # a kernel's resource manager would do it
+        value = ring(key).seal("a", b"v")
+        assert keyring.read(tmp_path / "unused", (), "0x81010001").open("a", value) == b"v"
+        with pytest.raises(keyring.KeyringError, match="secrets_key_tpm 0x81010009"):
+            keyring.read(tmp_path / "unused", (), "0x81010009")
+    finally:
+        tpm.terminate()
+        tpm.wait(10)

@@ -111,6 +111,8 @@ async def test_a_machine_moves_and_its_guest_goes_on(tmp_path: Path) -> None:
         assert ticks(console.text)[0] > last, "the guest began anew"
 
         await stays_when_the_way_back_is_cancelled(found, "web", home=target)
+        if target == "host-b":  # the agent that is killed is the one that `stead up` keeps running
+            await stays_when_the_targets_agent_dies(found, "web", home=target)
 
 
 async def stays_when_the_way_back_is_cancelled(found: Cluster, name: str, home: str) -> None:
@@ -139,3 +141,21 @@ async def stays_when_the_way_back_is_cancelled(found: Cluster, name: str, home: 
 
     await stead.until(is_clear, f"nothing of {name} is left on {other}", 60)
     assert (await stead.vmi(name) or {})["status"]["phase"] == "Running"
+
+
+async def stays_when_the_targets_agent_dies(found: Cluster, name: str, home: str) -> None:
+    """The agent that joins the two hypervisors is killed in the middle; once it is back, another try succeeds."""
+    stead = found.stead
+    await start(found, "third", name)
+    await stead.until_vmi(name, lambda v: v["status"]["migrationState"].get("startTimestamp"))
+    await stead.kill("agent")
+    migration = await over(found, "third")
+    assert migration["status"]["phase"] == "Failed", migration["status"]
+    assert found.running_on(name) == [home]
+    await stead.until(stead.is_ready, "the agent is back", 60)
+    fast = {"spec": {"configuration": {"migrations": {"bandwidthPerMigration": None}}}}
+    await stead.client.patch(register.KUBEVIRT, "kubevirt", "kubevirt", fast)
+    await start(found, "fourth", name)
+    migration = await over(found, "fourth")
+    assert migration["status"]["phase"] == "Succeeded", migration["status"]
+    assert found.running_on(name) == [host for host in found.hosts if host != home]

@@ -18,6 +18,7 @@ from tests.outer_network import HOST_ADDRESS, WORLD_ADDRESS, OuterNetwork, outer
 
 from stead.hypervisor.contract import Cpu, Firmware, Isolation, Machine, Memory, Nic
 from stead.hypervisor.libvirt.driver import LibvirtHypervisor
+from stead.network import namespaces, nftables
 from stead.network.podnetwork import Attachment, NetworkConfig, NetworkError, PodNetwork
 
 pytestmark = pytest.mark.guest
@@ -49,12 +50,13 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
             await network.open()
             await hypervisor.open()
             try:
-                yield Site(outer, host, hypervisor, network, config)
+                place = Site(outer, host, hypervisor, network, config)
+                yield place
             finally:
                 for observed in await hypervisor.list():
                     await hypervisor.stop(observed.uid)
-                await network.remove()
-                await network.close()
+                await place.network.remove()
+                await place.network.close()
                 await hypervisor.close()
 
 
@@ -290,6 +292,28 @@ async def test_half_made_leftovers_are_removed_and_others_kept(tmp_path: Path) -
                 assert stale not in names
                 assert config.tap(broken.machine_uid) not in names
                 assert "foreign0" in names
+
+
+async def test_a_running_guest_whose_network_was_half_made_gets_the_rest(site: Site) -> None:
+    """The agent was killed between the start of the hypervisor and the rules: the guest must not stay cut off."""
+    guest = Guest(site, request_for("10.128.0.11", "cutoff"))
+    try:
+        attached = await site.network.attach(guest.request)
+        folder = Path(site.config.run_dir) / guest.uid
+        await guest.boot()
+        await site.network.close()
+        (folder / "attachment.json").rename(folder / "wanted.json")
+        with namespaces.inside(site.config.namespace(guest.uid)):
+            nftables.load("flush ruleset\n", "the test")
+        site.network = PodNetwork(site.config)
+        await site.network.open()
+        assert await site.network.list() == {guest.uid}
+        assert attached.target in run("ip", "-n", site.config.namespace(guest.uid), "link")
+        assert "snat ip to 10.128.0.11" in run(
+            "ip", "netns", "exec", site.config.namespace(guest.uid), "nft", "list", "ruleset"
+        )
+    finally:
+        guest.close()
 
 
 async def test_a_range_the_host_lives_in_is_refused(tmp_path: Path) -> None:

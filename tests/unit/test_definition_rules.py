@@ -177,3 +177,25 @@ def test_no_oddity_inside_a_schema_breaks_the_rules_that_judge_it() -> None:
                 above = above[step]
             above[path[-1]] = odd
             definition_rules.check(definition_rules.prepare(broken, None), None)
+
+
+def test_an_old_value_is_asked_for_only_where_there_is_one() -> None:
+    rule = {"rule": "self == oldSelf.orValue(self)", "optionalOldSelf": True}
+    text = {"type": "string", "x-kubernetes-validations": [rule]}
+    named = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}, "text": text}}
+    mapped = {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"], "items": named}
+    loose = {"type": "array", "items": named}
+    useless = {"type": "string", "x-kubernetes-validations": [{"rule": "self != ''", "optionalOldSelf": True}]}
+    root = {"type": "object", "properties": {"mapped": mapped, "loose": loose, "useless": useless}}
+    found = [(c["field"], c["message"]) for c in check_structural(root, "s")]
+    assert found == [
+        (
+            "s.properties[loose].items.properties[text].x-kubernetes-validations[0].rule",
+            'Invalid value: "self == oldSelf.orValue(self)": oldSelf cannot be used on the uncorrelatable portion of '
+            "the schema within s.properties[loose]",
+        ),
+        (
+            "s.properties[useless].x-kubernetes-validations[0].optionalOldSelf",
+            "Invalid value: true: may not be set if oldSelf is not used in rule",
+        ),
+    ]

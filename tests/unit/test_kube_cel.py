@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stead.kube.cel import Unsupported, compile_rule, is_transition
-from stead.kube.cel_functions import RuleError
+from stead.kube.cel_values import RuleError
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,9 @@ from kubernetes_asyncio.leaderelection import electionconfig, leaderelection
 from kubernetes_asyncio.leaderelection.resourcelock.leaselock import LeaseLock
 from lightkube.core.exceptions import ApiError
 from lightkube.generic_resource import create_namespaced_resource
+from lightkube.models.coordination_v1 import LeaseSpec
 from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.coordination_v1 import Lease
 from lightkube.resources.core_v1 import ConfigMap
 from lightkube.types import CascadeType, PatchType
 
@@ -158,6 +160,62 @@ async def test_kr8s_machines_are_found_by_discovery_and_watched(server: RunningS
                 break
     assert told == [("ADDED", "k2", "Manual"), ("MODIFIED", "k2", "Halted")]
     await machine.delete()
+
+
+async def test_kr8s_candidates_take_a_lease_by_compare_and_swap(server: RunningServer) -> None:
+    """Kr8s has no election of its own: what one needs of a Lease, by its own calls."""
+    api = await kr8s.asyncio.api(kubeconfig=str(server.kubeconfig))
+    kind = new_class("Lease", version="coordination.k8s.io/v1", namespaced=True, asyncio=True)
+
+    def body(holder: str) -> dict[str, Any]:
+        return {"metadata": {"name": "kr8s", "namespace": "default"}, "spec": {"holderIdentity": holder}}
+
+    candidates = [await kind(body(name), api=api) for name in ("ann", "ben", "cay")]
+    made = await asyncio.gather(*(one.create() for one in candidates), return_exceptions=True)
+    assert sum(result is None for result in made) == 1, "one of them made the Lease"
+    seen = [await kind.get("kr8s", namespace="default", api=api) for _ in range(3)]
+    taken = await asyncio.gather(
+        *(
+            lease.patch(
+                [
+                    {
+                        "op": "test",
+                        "path": "/metadata/resourceVersion",
+                        "value": lease.raw["metadata"]["resourceVersion"],
+                    },
+                    {"op": "replace", "path": "/spec/holderIdentity", "value": f"next-{number}"},
+                ],
+                type="json",
+            )
+            for number, lease in enumerate(seen)
+        ),
+        return_exceptions=True,
+    )
+    assert sum(result is None for result in taken) == 1, "and one took it over"
+    holder = (await server.client.get(register.LEASE, "default", "kr8s"))["spec"]["holderIdentity"]
+    assert holder == f"next-{[result is None for result in taken].index(True)}"
+
+
+async def test_lightkube_candidates_take_a_lease_by_compare_and_swap(server: RunningServer) -> None:
+    """Lightkube has no election of its own: what one needs of a Lease, by its own calls."""
+    async with lightkube_client(server) as api:
+
+        def lease(holder: str, version: str | None = None) -> Lease:
+            metadata = ObjectMeta(name="light", namespace="default", resourceVersion=version)
+            return Lease(metadata=metadata, spec=LeaseSpec(holderIdentity=holder, leaseDurationSeconds=3))
+
+        made = await asyncio.gather(
+            *(api.create(lease(name)) for name in ("ann", "ben", "cay")), return_exceptions=True
+        )
+        assert sum(isinstance(result, Lease) for result in made) == 1
+        version = (await api.get(Lease, "light", namespace="default")).metadata.resourceVersion
+        taken = await asyncio.gather(
+            *(api.replace(lease(f"next-{number}", version)) for number in range(3)), return_exceptions=True
+        )
+        won = [number for number, result in enumerate(taken) if isinstance(result, Lease)]
+        assert len(won) == 1
+        assert all(result.status.reason == "Conflict" for result in taken if isinstance(result, ApiError))
+        assert (await api.get(Lease, "light", namespace="default")).spec.holderIdentity == f"next-{won[0]}"
 
 
 async def test_lightkube_objects(server: RunningServer) -> None:

@@ -193,7 +193,14 @@ async def test_a_deleted_definition_takes_its_instances_and_ends_watches() -> No
         assert answer["metadata"]["finalizers"] == ["customresourcecleanup.apiextensions.k8s.io"]
         while (await http("GET", f"{COLLECTION}/a"))[0] != 404:
             await asyncio.sleep(0.02)
-        assert (await http("POST", COLLECTION, rocket("late")))[0] == 405
+        apply = {"Content_Type": "application/apply-patch+yaml"}
+        for method, path, headers in (("POST", COLLECTION, {}), ("PATCH", f"{COLLECTION}/l?fieldManager=m", apply)):
+            code, status, _ = await http(method, path, rocket("l"), **headers)
+            text = "create not allowed while custom resource definition is terminating"
+            assert (code, status["reason"], status["message"]) == (405, "MethodNotAllowed", text)
+        assert (await http("PATCH", f"{COLLECTION}/held?fieldManager=m&force=true", rocket("held", size=5), **apply))[
+            0
+        ] == 200
         assert (await http("GET", f"{COLLECTION}/held"))[0] == 200
         assert (await http("PATCH", f"{COLLECTION}/held", {"metadata": {"finalizers": None}}, **MERGE))[0] == 200
         _, text, _ = await asyncio.wait_for(watch, 10)

@@ -11,7 +11,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,7 +111,7 @@ async def test_killed_at_random_moments_an_import_goes_on_and_nothing_half_is_se
                                 "pool": str(pool.path), "checksum": checksum}  # fmt: skip
     chance, kills, finished = random.Random(kind), 0, False
     while not finished and kills < 40:
-        finished = await _killed_after(chance.uniform(0.6, 1.6), given)
+        finished = await _killed_after(chance.uniform(0.6, 1.6) * 1.08**kills, given)  # a busy machine gets on at last
         kills += not finished
         if pool.volumes():  # published, perhaps killed just afterwards
             finished = True
@@ -177,12 +176,13 @@ async def test_what_cannot_be_gone_on_with_begins_anew(change: str, web: Web, po
 async def test_what_was_begun_for_a_claim_that_is_gone_is_removed_unless_somebody_works_on_it(
     web: Web, pool: Pool, disk: Path
 ) -> None:
-    web.files["image"], web.bytes_a_second = disk.read_bytes(), 8 * MIB
+    web.files["image"], web.bytes_a_second = disk.read_bytes(), 2 * MIB
     source = Source(kind="http", url=web.url("image"), access=LOCAL, checkpoint_seconds=0.02)
     running = asyncio.create_task(fill(pool, SPEC, source))
-    deadline = time.monotonic() + 20
-    while not (pool.partial_path(SPEC.uid).parent / JOURNAL).exists() or time.monotonic() < deadline - 19:
-        await asyncio.sleep(0.05)
+    noted = pool.partial_path(SPEC.uid).parent / JOURNAL
+    async with asyncio.timeout(120):
+        while not noted.exists() or not noted.stat().st_size:
+            await asyncio.sleep(0.05)
     discard_useless(pool, set())
     assert pool.partials() == [SPEC.uid]
     running.cancel()

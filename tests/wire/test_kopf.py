@@ -1,7 +1,8 @@
 """An operator written with PyPI's `kopf`, unmodified, on our machines: handlers, a timer, a daemon, and peering.
 
 Kopf keeps its progress in annotations and status, its finalizer by JSON patch with a test of the resourceVersion. The
-kind of its peering objects is served here as kopf's own CustomResourceDefinition declares it.
+kinds of its peering objects are made by the test as users make them: by CustomResourceDefinitions, whose schemas keep
+unknown fields, since kopf writes a status of its own shape.
 """
 
 from __future__ import annotations
@@ -18,25 +19,41 @@ import pytest_asyncio
 from tests.api_server import RunningServer, running_server
 from tests.machine_manifests import halted
 
+from stead.client.contract import Selection
 from stead.kinds import register
-from stead.kinds.resource import Resource
+from stead.kinds.foreign import is_served, stored_resource
 
 pytest.importorskip("kopf", reason="the framework kopf is not installed")
 import kopf
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+Object = dict[str, Any]
+
 MERGE = "application/merge-patch+json"
 MACHINE = ("kubevirt.io", "v1", "virtualmachines")
-PEERING = Resource(
-    group="kopf.dev",
-    version="v1",
-    versions=("v1",),
-    kind="KopfPeering",
-    plural="kopfpeerings",
-    singular="kopfpeering",
-    struct={"type": "object", "x-kubernetes-preserve-unknown-fields": True},
-)
+
+
+def peering(scope: str) -> Object:
+    """The definition of a kind of kopf's peering objects."""
+    kind = "KopfPeering" if scope == "Namespaced" else "ClusterKopfPeering"
+    loose = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{kind.lower()}s.kopf.dev"},
+        "spec": {
+            "scope": scope, "group": "kopf.dev",
+            "names": {"kind": kind, "plural": f"{kind.lower()}s", "singular": kind.lower()},
+            "versions": [{
+                "name": "v1", "served": True, "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"status": loose}}},
+            }],
+        },
+    }  # fmt: skip
+
+
+#: kinds of peering objects, by scope
+PEERINGS = {scope: stored_resource(peering(scope)) for scope in ("Namespaced", "Cluster")}
 
 
 class Seen(msgspec.Struct):
@@ -49,19 +66,27 @@ class Seen(msgspec.Struct):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server() -> AsyncIterator[RunningServer]:
-    async with running_server(resources=[*register.ALL, PEERING]) as running:
+    async with running_server() as running:
+        for scope in PEERINGS:
+            made = peering(scope)
+            await running.client.create(register.CUSTOM_RESOURCE_DEFINITION, made)
+            async with asyncio.timeout(10):
+                name = made["metadata"]["name"]
+                while not is_served(await running.client.get(register.CUSTOM_RESOURCE_DEFINITION, None, name)):
+                    await asyncio.sleep(0.02)
         yield running
 
 
 @contextlib.asynccontextmanager
 async def operator(namespace: str, **options: Any) -> AsyncIterator[Seen]:
-    """Run an operator on the machines of a namespace."""
+    """Run an operator on the machines of a namespace, "" for all."""
     seen = Seen()
     running = asyncio.create_task(
         kopf.operator(
             registry=registry_of(seen),
             settings=quick(),
-            namespaces=[namespace],
+            namespaces=[namespace] if namespace else [],
+            clusterwide=not namespace,
             stop_flag=seen.stop,
             ready_flag=seen.ready,
             **options,
@@ -132,9 +157,10 @@ async def until(condition: Callable[[], bool], what: Any) -> None:
 
 async def until_met(server: RunningServer, namespace: str, priorities: set[int]) -> None:
     """Wait until the peering tells of operators with these priorities, and the lower one has read it; 30 s at most."""
+    kind = PEERINGS["Namespaced" if namespace else "Cluster"]
     async with asyncio.timeout(30):
         while True:
-            status = (await server.client.get(PEERING, namespace, "default")).get("status", {})
+            status = (await server.client.get(kind, namespace or None, "default")).get("status", {})
             if {peer["priority"] for peer in status.values()} == priorities:
                 break
             await asyncio.sleep(0.1)
@@ -185,20 +211,34 @@ async def test_a_restarted_operator_goes_on_and_handles_nothing_twice(
         await until(lambda: second.calls["delete two"] == 1, second.calls)
 
 
+@pytest.mark.parametrize("namespace", ["peers", ""])
 async def test_of_two_peers_only_the_one_of_higher_priority_works(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, namespace: str
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig))
-    await server.client.create(register.NAMESPACE, {"metadata": {"name": "peers"}})
-    await server.client.create(PEERING, {"metadata": {"name": "default", "namespace": "peers"}})
-    async with operator("peers", priority=1, peering_name="default") as low:
-        await server.client.create(register.VIRTUAL_MACHINE, halted("before", "peers"))
+    where = namespace or "everywhere"
+    await server.client.create(register.NAMESPACE, {"metadata": {"name": where}})
+    kind = PEERINGS["Namespaced" if namespace else "Cluster"]
+    metadata = {"name": "default", **({"namespace": namespace} if namespace else {})}
+    await server.client.create(kind, {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata})
+    async with operator(namespace, priority=1, peering_name="default") as low:
+        await server.client.create(register.VIRTUAL_MACHINE, halted("before", where))
         await until(lambda: low.calls["create before"] == 2, low.calls)
-        async with operator("peers", priority=100, peering_name="default") as high:
-            await until_met(server, "peers", {1, 100})
-            await server.client.create(register.VIRTUAL_MACHINE, halted("during", "peers"))
+        async with operator(namespace, priority=100, peering_name="default") as high:
+            await until_met(server, namespace, {1, 100})
+            await server.client.create(register.VIRTUAL_MACHINE, halted("during", where))
             await until(lambda: high.calls["create during"] == 2, high.calls)
             assert low.calls["create during"] == 0
-        await server.client.create(register.VIRTUAL_MACHINE, halted("after", "peers"))
+        await server.client.create(register.VIRTUAL_MACHINE, halted("after", where))
         await until(lambda: low.calls["create after"] == 2, low.calls)
         assert high.calls["create after"] == 0
+        await clear(server, where)
+
+
+async def clear(server: RunningServer, namespace: str) -> None:
+    """Delete the machines of a namespace, and wait until their operator has let go of them."""
+    for machine in (await server.client.list(register.VIRTUAL_MACHINE, Selection(namespace))).items:
+        await server.client.delete(register.VIRTUAL_MACHINE, namespace, machine["metadata"]["name"])
+    async with asyncio.timeout(30):
+        while (await server.client.list(register.VIRTUAL_MACHINE, Selection(namespace))).items:
+            await asyncio.sleep(0.1)

@@ -28,8 +28,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 FLOOR = 0.95
 #: command lines about kinds that are not served, about texts of documentation, or about the servers' versions
 LEFT_OUT = re.compile(
-    r"deploy|svc|quota|priorityclass|pdb|\bjob\b|\bpods\b|^explain|^api-|^version|^cluster-info|scale cm|recs|get all|"
-    r"describe ns|can-i --list"
+    r"deploy|svc|pdb|\bjob\b|(?<!=)\bpods\b|^explain|^api-|^version|^cluster-info|scale cm|recs|get all|can-i --list"
 )
 MACHINE = """\
 apiVersion: kubevirt.io/v1
@@ -211,6 +210,6 @@ def comparable(value: object) -> object:
     text = re.sub(r"(Resource Version: +)(\d+|<RV>)", r"\1<rv>", text)
     text = re.sub(r"W\d{4} [\d:.]+ +\d+|<KLOG>", "<log>", text)
     text = re.sub(r'(resourceVersion"?: )"[^"]*"', r"\1<rv>", text)
-    text = re.sub(r"\b\d+(ms|[smh])\b|<AGE>", "<age>", text)
+    text = re.sub(r"\b(\d+(ms|[smhd]))+\b|<AGE>", "<age>", text)
     text = re.sub(r"/tmp/\S+|<TMP>|https://127.0.0.1:\d+|https://<SERVER>|<SERVER>", "<here>", text)
     return re.sub(r"[ \t]+", " ", text)

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import api_oracle
+from tests.api_server import running_server
 
-import api_oracle
-from api_server import running_server
-
-#: share of replayed answers that must be exact, and that must have at least the right status
-FLOOR_EXACT = 0.785
-FLOOR_STATUS = 0.92
-#: share that must be exact in areas that are done
-FLOORS = {"crd": 0.99}
+#: share of answers of each area that must be equal, or better than a mistake of theirs
+FLOOR = 0.95
+#: documents of OpenAPI are in words of our own, and answered in JSON only: three of the few answers of this area
+FLOORS = {"crd": 0.99, "discovery": 0.93}
 #: servers that replay at the same time
 SERVERS = 6
 
@@ -33,25 +31,28 @@ async def test_recorded_answers() -> None:
     wanted = os.environ.get("STEAD_ORACLE_ONLY", "")
     chosen = [s for s in api_oracle.scenarios(folder) if wanted in f"{s['area']}/{s['name']}"]
     # Scenarios mostly wait for watches to end; each server runs its share one after another, as recorded.
+    aged = [scenario for scenario in chosen if api_oracle.needs_history_gone(scenario)]
+    rest = [scenario for scenario in chosen if scenario not in aged]
+    fixtures = api_oracle.definitions(folder)
     shares = await asyncio.gather(
-        *(replay_share(chosen[at::SERVERS], api_oracle.definitions(folder)) for at in range(SERVERS))
+        replay_share(aged, fixtures, 100_000), *(replay_share(rest[at::SERVERS], fixtures) for at in range(SERVERS))
     )
     grades = sorted((grade for share in shares for grade in share), key=lambda grade: (grade.scenario, grade.step))
     report(grades)
-    if not wanted:
-        total = len(grades)
-        counts = Counter(grade.grade for grade in grades)
-        assert counts["exact"] / total >= FLOOR_EXACT
-        assert 1 - counts["different"] / total >= FLOOR_STATUS
-    for area, floor in FLOORS.items():
-        of_area = [grade.grade for grade in grades if grade.scenario.startswith(f"{area}/")]
-        assert of_area.count("exact") >= floor * len(of_area)
+    areas: dict[str, list[bool]] = {}
+    for grade in grades:
+        areas.setdefault(grade.scenario.partition("/")[0], []).append(grade.grade in ("exact", "better"))
+    shares_equal = {area: sum(equal) / len(equal) for area, equal in areas.items()}
+    short = {area: f"{share:.1%}" for area, share in shares_equal.items() if share < FLOORS.get(area, FLOOR)}
+    assert wanted or not short, f"below the floor: {short}"
 
 
-async def replay_share(share: list[dict[str, Any]], fixtures: list[dict[str, Any]]) -> list[api_oracle.Grade]:
-    """Replay scenarios one by one against a server of their own."""
+async def replay_share(
+    share: list[dict[str, Any]], fixtures: list[dict[str, Any]], floor: int = 0
+) -> list[api_oracle.Grade]:
+    """Replay scenarios one by one against a server of their own, whose history begins above `floor`."""
     grades: list[api_oracle.Grade] = []
-    async with running_server() as server:
+    async with running_server(floor=floor) as server:
         await api_oracle.define(server.client, fixtures)
         replay = api_oracle.Replay(server.url, server.ssl, server.anonymous())
         for scenario in share:
@@ -73,6 +74,9 @@ def report(grades: list[api_oracle.Grade]) -> None:
         if grade.grade != "exact" and os.environ.get("STEAD_ORACLE_SHOW"):
             print(f"{grade.grade:9} {grade.scenario}#{grade.step} {grade.why}")
     for area, counts in sorted(areas.items()):
-        print(f"{area:18}", *(f"{name} {counts[name]:4}" for name in ("exact", "message", "status", "different")))
+        print(
+            f"{area:18}",
+            *(f"{name} {counts[name]:4}" for name in ("exact", "better", "message", "status", "different")),
+        )
     total = Counter(grade.grade for grade in grades)
     print(f"recorded API answers: {total['exact']} of {len(grades)} exact, {total['different']} different")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import ssl
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,38 @@ async def test_the_device_flow_and_a_given_token_log_in_too(world: World) -> Non
     assert (await world.whoami(target))[1]["username"] == "corp:dave"
     assert (await world.stead(*common, "--token", "wrong")).exit_code == 1
     assert (await world.stead(*common)).exit_code == 2
+
+
+async def test_a_login_that_can_be_renewed_goes_on_when_its_token_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuer, target = world.issuer, world.folder / "erin.kubeconfig"
+    monkeypatch.setattr(issuer, "refreshable", True)
+    monkeypatch.setattr(issuer, "person", {"sub": "erin", "exp": int(time.time()) + 20})
+    world.environ["XDG_STATE_HOME"] = str(world.folder / "xdg")
+    result = await world.stead(
+        "--kubeconfig", str(target), "login", "--server", world.server.url, "--ca", world.ca,
+        "--oidc-issuer", issuer.url, "--oidc-client-id", CLIENT_ID, "--oidc-ca", str(issuer.ca),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert issuer.refresh_token not in target.read_text(), "a kubeconfig is handed on, a session is not"
+    session = next((world.folder / "xdg" / "stead").glob("oidc-*.json"))
+    assert session.stat().st_mode & 0o777 == 0o600
+    # Many programs at once, and a refresh token that is good once: one of them renews, all get in.
+    answers = await asyncio.gather(*(world.whoami(target) for _ in range(4)))
+    assert [(code, user.get("username")) for code, user in answers] == [(201, "corp:erin")] * 4
+    assert issuer.refreshes == 1
+    if program := shutil.which("kubectl"):
+        asked = await asyncio.create_subprocess_exec(
+            program, "--kubeconfig", str(target), "auth", "whoami", stdout=asyncio.subprocess.PIPE
+        )
+        assert b"corp:erin" in (await asyncio.wait_for(asked.communicate(), 60))[0]
+    issuer.refresh_token = "revoked"
+    held = json.loads(session.read_text())
+    session.write_text(json.dumps({**held, "id_token": issuer.token(sub="erin", exp=int(time.time()) - 5)}))
+    refused = await world.stead("oidc-token", str(session))
+    assert refused.exit_code == 1
+    assert "token was used; run `stead login` again" in refused.output
 
 
 async def browser_session(world: World, name: str) -> str:

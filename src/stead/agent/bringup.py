@@ -22,8 +22,7 @@ from stead.agent.prepared import Prepared, Unsupported
 from stead.agent.record import Record
 from stead.agent.workshop import Workshop
 from stead.hypervisor import contract
-from stead.hypervisor.contract import Machine, Observed
-from stead.network.attachment import NetworkError
+from stead.hypervisor.contract import Machine
 
 Object = dict[str, Any]
 
@@ -100,19 +99,11 @@ async def define(shop: Workshop, machine: Machine) -> None:
         raise Unsupported(field_path(error.field), str(error)) from error
 
 
-async def start(shop: Workshop, vmi: Object, prepared: Prepared, machine: Machine) -> Observed:
+async def start(shop: Workshop, vmi: Object, prepared: Prepared, machine: Machine) -> None:
     """Start what is defined. From the record on, this machine is never started a second time. Raises DriverError."""
-    uid = machine.uid
-    record = Record(uid=uid, namespace=machine.namespace, name=machine.name, prepared=prepared, started=True)
+    record = Record(uid=machine.uid, namespace=machine.namespace, name=machine.name, prepared=prepared, started=True)
     await asyncio.to_thread(shop.records.write, record)
-    await shop.hypervisor.start(uid, paused=reading.starts_paused(vmi))
-    try:
-        _, seen = await together(shop.nets.settle(uid, prepared.addresses), shop.hypervisor.observe(uid))
-    except NetworkError as error:
-        await shop.hypervisor.stop(uid)
-        raise contract.Failed(f"network of {machine.namespace}/{machine.name}: {error}") from error
-    running: Observed = seen
-    return running
+    await shop.hypervisor.start(machine.uid, paused=reading.starts_paused(vmi))
 
 
 async def release(shop: Workshop, uid: str, prepared: Prepared | None) -> None:

@@ -143,6 +143,7 @@ class Departure:
         if keys is None or peers is None or not isinstance(hypervisor, Migrating) or machine.prepared is None:
             raise Unsupported("this host cannot migrate machines", "live_migration")
         target, base = str(state["targetNode"]), f"/v1/arrivals/{machine.uid}"
+        await asyncio.to_thread(keys.open)
         offer = moves.offer_from(machine.prepared, keys.authority)
         answer = await peers.call(target, base, msgspec.to_builtins(offer))
         welcome = msgspec.convert(answer, moves.Welcome)

@@ -94,10 +94,10 @@ class End:
         self.stopped_by_us = True
         await machine.shop.hypervisor.stop(machine.uid)
 
-    async def kill(self, why: str) -> None:
-        """End the run as a failure (a liveness probe); the machine's task does the rest."""
+    async def kill(self, reason: str, why: str) -> None:
+        """End the run as a failure (a liveness probe, no network); the machine's task does the rest."""
         self.because, self.stopped_by_us = why, True
-        self._machine.say("Warning", "Unhealthy", why)
+        self._machine.say("Warning", reason, why)
         with contextlib.suppress(DriverError):
             await self._machine.shop.hypervisor.stop(self._machine.uid)
         self._machine.look()

@@ -238,7 +238,10 @@ class Machine:
             self.observed = seen
             self._stage, self._ran = Stage.STARTED, True
             self._probing.start()
-            await self._publish()  # before anything else: Running is what everybody waits for
+            try:
+                await self._publish()  # before anything else: Running is what everybody waits for
+            finally:
+                await self.startup.join()
             self.say("Normal", "Started", "VirtualMachineInstance started.")
 
     async def _look(self) -> None:
@@ -309,6 +312,8 @@ class Machine:
         elif step is Step.ADOPT:
             self._stage, self._ran, self.startup.problem, self.end.because = Stage.STARTED, True, None, ""
             self._probing.start()
+            with contextlib.suppress(NetworkError):  # one that has moved here may not have its address yet
+                await self.shop.nets.announce(self.uid)
         elif step is Step.SHUT_DOWN:
             self._probing.stop()
             await self.end.shut_down()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -23,6 +24,7 @@ _NOBODY = 0xFFFFFFFF
 _READ, _READ_WRITE = 4, 6
 _ACL_VERSION = 2
 _ATTRIBUTE = "system.posix_acl_access"
+_FILES = ("ca-cert.pem", "server-cert.pem", "client-cert.pem", "server-key.pem", "client-key.pem")
 _KEYS = ("server-key.pem", "client-key.pem")
 
 
@@ -38,7 +40,15 @@ class MigrationKeys:
         self._authority: pki.Pair | None = None
 
     def open(self) -> None:
-        """Make what is missing and renew what is due. Blocking. Raises OSError."""
+        """Make what is missing and renew what is due; before the first migration there is nothing. Blocking.
+
+        Raises OSError, also when the folder holds keys that are not ours.
+        """
+        foreign = [name for name in _FILES if (self._folder / name).exists()]
+        if foreign and not self._authority_dir.exists():
+            raise OSError(
+                f"{self._folder / foreign[0]} is not Stead's: name another folder (setting migration_tls_dir)"
+            )
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         self._authority = pki.ensure_authority(self._authority_dir, f"stead migration {self._names[0]}")
         pair = pki.Pair(self._authority_dir / "host.crt", self._authority_dir / "host.key")
@@ -67,6 +77,16 @@ class MigrationKeys:
             return
         self._readers.pop(machine, None)
         self._write()
+
+    def remove(self) -> None:
+        """Leave nothing, when Stead is removed from the host. Blocking."""
+        if not self._authority_dir.exists():
+            return
+        for name in _FILES:
+            (self._folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self._authority_dir, ignore_errors=True)
+        with contextlib.suppress(OSError):  # somebody else's files are in it
+            self._folder.rmdir()
 
     def _write(self) -> None:
         assert self._authority is not None

@@ -107,7 +107,7 @@ class Probing:
 
     def _liveness(self, healthy: bool) -> None:
         if not healthy:
-            self._run(self._machine.end.kill("the liveness probe failed: the machine is stopped"))
+            self._run(self._machine.end.kill("Unhealthy", "the liveness probe failed: the machine is stopped"))
 
     def stop(self) -> None:
         """No more probing."""

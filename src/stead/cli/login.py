@@ -1,27 +1,25 @@
 """`stead login`: proof of who you are, by password, by an OpenID Connect issuer or by a token, into a kubeconfig.
 
 The device flow is RFC 8628: the issuer shows a page, we ask it until the person has confirmed. Nothing is written until
-the API has accepted what was obtained. The kubeconfig's other entries stay as they are.
+the API has accepted what was obtained. Where the issuer gives a refresh token, the kubeconfig names a credential
+plug-in of ours that renews the ID token (`oidc_session`). The kubeconfig's other entries stay as they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
-import ssl
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import click
 import msgspec
 import yaml
 
+from stead.cli import oidc_session
 from stead.cli.session import current_options, explained, kubeconfig_path
 from stead.client.direct import DirectClient
 from stead.client.kubeconfig import Endpoint, default_path, load
@@ -58,7 +56,11 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--oidc-client-id", "client_id", default="", help="As which client.")
 @click.option("--oidc-ca", "issuer_ca", type=click.Path(path_type=Path, exists=True), help="PEM of its authority.")
 @click.option(
-    "--oidc-scopes", "scopes", default="openid profile email groups", show_default=True, help="What to ask for."
+    "--oidc-scopes",
+    "scopes",
+    default="openid profile email groups offline_access",
+    show_default=True,
+    help="What to ask for.",
 )
 def login(**given: Any) -> None:
     """Log in and write the session into the kubeconfig (`--kubeconfig`, else kubectl's own)."""
@@ -81,12 +83,13 @@ def login(**given: Any) -> None:
 
 async def _log_in(wanted: Wanted, endpoint: Endpoint, path: Path) -> str:
     """Obtain a token, try it, write it; returns who we are. Raises ApiError, click.ClickException."""
+    session: oidc_session.Session | None = None
     if wanted.token:
         token = wanted.token
     elif wanted.user:
         token = await _by_password(wanted, endpoint)
     else:
-        token = await _by_device(wanted)
+        token, session = await _by_device(wanted)
     client = DirectClient(msgspec.structs.replace(endpoint, token=token))
     try:
         review = await client.request_json("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body=_REVIEW)
@@ -94,7 +97,11 @@ async def _log_in(wanted: Wanted, endpoint: Endpoint, path: Path) -> str:
         await client.close()
     name = str(review["status"]["userInfo"]["username"])
     document = await asyncio.to_thread(_read, path)
-    text = yaml.safe_dump(merged(document, endpoint, name, token), sort_keys=False)
+    proof: dict[str, Any] = {"token": token}
+    if session is not None:
+        kept = await asyncio.to_thread(oidc_session.keep, session, endpoint.server, name)
+        proof = {"exec": oidc_session.plugin(kept)}
+    text = yaml.safe_dump(merged(document, endpoint, name, proof), sort_keys=False)
     await asyncio.to_thread(write_private, path.absolute(), text.encode())
     return name
 
@@ -117,15 +124,15 @@ async def _by_password(wanted: Wanted, endpoint: Endpoint) -> str:
     return str(answer["token"])
 
 
-async def _by_device(wanted: Wanted) -> str:
-    """An ID token by the device flow. Raises click.ClickException."""
-    async with _issuer(wanted) as (session, found):
+async def _by_device(wanted: Wanted) -> tuple[str, oidc_session.Session | None]:
+    """An ID token by the device flow, and how to renew it if the issuer lets us. Raises click.ClickException."""
+    async with oidc_session.discovered(wanted.issuer, wanted.issuer_ca) as (session, found):
         if "device_authorization_endpoint" not in found:
             raise click.ClickException(
                 f"{wanted.issuer} offers no device flow: get a token elsewhere, give it by --token"
             )
         form = {"client_id": wanted.client_id, "scope": wanted.scopes}
-        started = await _post(session, found["device_authorization_endpoint"], form)
+        started = await oidc_session.post(session, found["device_authorization_endpoint"], form)
         if "device_code" not in started:
             raise click.ClickException(f"{wanted.issuer}: {started.get('error_description') or started.get('error')}")
         address = started.get("verification_uri_complete") or started["verification_uri"]
@@ -135,35 +142,16 @@ async def _by_device(wanted: Wanted) -> str:
         form = {"client_id": wanted.client_id, "grant_type": _DEVICE, "device_code": started["device_code"]}
         while time.monotonic() < deadline:
             await asyncio.sleep(interval)
-            answer = await _post(session, found["token_endpoint"], form)
+            answer = await oidc_session.post(session, found["token_endpoint"], form)
             if "id_token" in answer:
-                return str(answer["id_token"])
+                return str(answer["id_token"]), oidc_session.Session.of(
+                    wanted.issuer, wanted.client_id, wanted.issuer_ca, answer
+                )
             if answer.get("error") == "slow_down":
                 interval += 5
             elif answer.get("error") != "authorization_pending":
                 raise click.ClickException(f"{wanted.issuer}: {answer.get('error_description') or answer.get('error')}")
     raise click.ClickException("the code has run out before it was confirmed")
-
-
-@contextlib.asynccontextmanager
-async def _issuer(wanted: Wanted) -> AsyncIterator[tuple[aiohttp.ClientSession, dict[str, Any]]]:
-    """A session with the issuer and its discovery document. Raises click.ClickException."""
-    if not wanted.issuer.startswith("https://"):
-        raise click.ClickException(f"{wanted.issuer} is not https")
-    context = ssl.create_default_context(cafile=str(wanted.issuer_ca) if wanted.issuer_ca else None)
-    timeout = aiohttp.ClientTimeout(total=30)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context), timeout=timeout) as session:
-        url = wanted.issuer.rstrip("/") + "/.well-known/openid-configuration"
-        async with session.get(url) as response:
-            if response.status != 200:
-                raise click.ClickException(f"{url} answers {response.status}")
-            yield session, await response.json(content_type=None)
-
-
-async def _post(session: aiohttp.ClientSession, url: str, form: dict[str, str]) -> dict[str, Any]:
-    async with session.post(url, data=form) as response:
-        found: dict[str, Any] = await response.json(content_type=None)
-        return found
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -176,7 +164,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def merged(document: dict[str, Any], endpoint: Endpoint, user: str, token: str) -> dict[str, Any]:
+def merged(document: dict[str, Any], endpoint: Endpoint, user: str, proof: dict[str, Any]) -> dict[str, Any]:
     """The kubeconfig with this cluster, user and context, the context current; entries of other names stay."""
     parts = urlsplit(endpoint.server)
     cluster = f"stead-{parts.hostname}-{parts.port or 443}"
@@ -188,7 +176,7 @@ def merged(document: dict[str, Any], endpoint: Endpoint, user: str, token: str) 
         where["tls-server-name"] = endpoint.server_name
     entries = {
         "clusters": {"name": cluster, "cluster": where},
-        "users": {"name": name, "user": {"token": token}},
+        "users": {"name": name, "user": proof},
         "contexts": {"name": name, "context": {"cluster": cluster, "user": name}},
     }
     found = {"apiVersion": "v1", "kind": "Config", **document, "current-context": name}

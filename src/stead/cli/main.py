@@ -50,6 +50,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Access": {
         "login": ("login", "login"),
         "user": ("users", "user"),
+        "oidc-token": ("oidc_session", "oidc_token"),
     },
     "This host": {
         "up": ("hosts", "up"),
@@ -60,6 +61,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "doctor": ("doctor", "doctor"),
         "kubeconfig": ("hosts", "kubeconfig"),
         "rotate": ("rotate", "rotate"),
+        "store": ("store", "store"),
         "next": ("hosts", "next_steps"),
         "uninstall": ("hosts", "uninstall"),
         "bench": ("bench", "bench"),

@@ -30,7 +30,7 @@ def ca(finish: bool) -> None:
     Between the two, give users new kubeconfigs (`stead user kubeconfig`), which are good before and after; those of
     before are of no use after --finish. Stead does all this by itself in the last third of an authority's ten years.
     """
-    settings = _settings()
+    settings = own_settings()
     files = installation.Files.of(settings)
     waiting = pki.next_key(files.authority).exists()
     if not finish:
@@ -61,7 +61,9 @@ def secrets_key() -> None:
     """Put a new key above the old ones; the plane seals every Secret with it at its next start."""
     from stead.store import keyring
 
-    settings = _settings()
+    settings = own_settings()
+    if settings.secrets_key_tpm:
+        raise click.ClickException("the keys lie in the TPM: seal them anew there with another one above the old ones")
     if settings.secrets_key_command:
         raise click.ClickException("the keys come from secrets_key_command: let it print a new one above the old ones")
     path = settings.secrets_key
@@ -77,9 +79,10 @@ def secrets_key() -> None:
     click.echo(f"{path} begins with a new key; {told}. Keep a copy of the file apart from the store's backups.")
 
 
-def _settings() -> Settings:
+def own_settings() -> Settings:
+    """Settings of the Stead on this host, for root alone. Raises ClickException."""
     if os.geteuid() != 0:
-        raise click.ClickException("keys are changed on Stead's own host by root: sudo stead rotate …")
+        raise click.ClickException("keys are used on Stead's own host by root: sudo stead …")
     settings = current_options().settings()
     if not settings.plane_dir.exists():
         raise click.ClickException(f"there is no Stead on this host ({settings.plane_dir} does not exist)")

@@ -1,8 +1,9 @@
 """What is taken of each quota: `status.hard` and `status.used` of ResourceQuotas, for people and clients to read.
 
 Started by `controllers.start` on rungs 1 and 2. The server refuses by its own count; this one follows it. A change of
-an object that a quota of its namespace counts makes all quotas of that namespace be counted again. One writer of the
-status. Rules: Kubernetes' resource quota controller.
+an object that a quota of its namespace counts makes all quotas of that namespace be counted again. Where planes share a
+store, a write that takes more of a quota writes the status too (`server.quota`); this one counts what was given back.
+Rules: Kubernetes' resource quota controller.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from stead.client.informer import Informer, Key
-from stead.controllers.conditions import is_deleting, spec_of, status_of
+from stead.controllers.conditions import is_deleting, status_of
 from stead.controllers.runner import Controller, Source, World, own_key
 from stead.controllers.writes import write_status
 from stead.kinds import register, usage
 from stead.kinds.resource import Resource
-from stead.kube.quantity import canonical
 
 Object = dict[str, Any]
 
@@ -24,12 +24,7 @@ _COUNTED = tuple(r for r in register.ALL if r.namespaced and {"list", "watch"} <
 
 def decide_status(quota: Object, objects: dict[str, list[Object]]) -> Object:
     """The quota's status; `objects` of its namespace by count name."""
-    used = usage.used(quota, lambda kind: objects.get(usage.count_name(kind), []))
-    hard = spec_of(quota).get("hard") or {}
-    return {
-        "hard": {name: canonical(text) for name, text in hard.items()},
-        "used": {name: str(amount) for name, amount in used.items()},
-    }
+    return usage.reported(quota, usage.used(quota, lambda kind: objects.get(usage.count_name(kind), [])))
 
 
 class QuotaCounts:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import bz2
 import lzma
-import zlib
 from collections.abc import Iterator
+from typing import cast
 
 import zstandard
+from isal import isal_zlib
 
 from stead.images.safety import COMPRESSIONS, UnsafeImage, sniff
 from stead.images.sources import Stream
 
+#: its stubs call this class an instance
+InflateError = cast("type[Exception]", isal_zlib.error)
 _PIECE = 1 << 20
 #: how many layers of compression are undone (an `.img.xz` in a gzip layer is one too many already)
 _MAX_DEPTH = 2
@@ -54,14 +57,14 @@ def _undo(kind: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
             yield from _gzip(pieces)
         else:
             yield from _lzma_or_bz2(kind, pieces)
-    except (zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError) as error:
+    except (InflateError, lzma.LZMAError, zstandard.ZstdError, OSError, EOFError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # from the source, not the decoder
         raise UnsafeImage("MalformedImage", f"Unable to process data: {kind} stream is damaged: {error}") from error
 
 
 def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    decoder = zlib.decompressobj(31)
+    decoder = isal_zlib.decompressobj(31)
     for piece in pieces:
         data = piece
         while data:
@@ -69,7 +72,7 @@ def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:
             if decoder.eof:  # another member may follow
                 data = decoder.unused_data.lstrip(b"\0")
                 if data:
-                    decoder = zlib.decompressobj(31)
+                    decoder = isal_zlib.decompressobj(31)
             else:
                 data = decoder.unconsumed_tail
     if not decoder.eof:

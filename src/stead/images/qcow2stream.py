@@ -15,12 +15,13 @@ import heapq
 import os
 import struct
 import threading
-import zlib
 from array import array
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import zstandard
+from isal import isal_zlib
 
+from stead.images.compression import InflateError
 from stead.images.holes import write_all, write_sparse
 from stead.images.safety import HEAD_BYTES, Qcow2Header, UnsafeImage
 
@@ -293,8 +294,8 @@ class Qcow2Stream:
                 data = zstandard.ZstdDecompressor().stream_reader(packed).read(self._cluster)
             else:
                 try:
-                    data = zlib.decompressobj(-12).decompress(packed, self._cluster)
-                except zlib.error as error:
+                    data = isal_zlib.decompressobj(-12).decompress(packed, self._cluster)
+                except InflateError as error:
                     raise _malformed(
                         f"the compressed cluster for guest offset {guest} does not inflate: {error}"
                     ) from error

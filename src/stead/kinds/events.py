@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+GROUP = "events.k8s.io"
+
 #: core field -> events.k8s.io field, for those that have another name there
 _NAMES = {
     "involvedObject": "regarding",
@@ -22,7 +24,11 @@ _BACK = {new: old for old, new in _NAMES.items()}
 
 def events_v1_from_core(event: dict[str, Any]) -> dict[str, Any]:
     """The event as events.k8s.io/v1 words it."""
-    return {**{_NAMES.get(key, key): value for key, value in event.items()}, "apiVersion": "events.k8s.io/v1"}
+    renamed = {_NAMES.get(key, key): value for key, value in event.items()}
+    for key in ("reportingController", "reportingInstance"):
+        if not renamed.get(key):
+            renamed.pop(key, None)
+    return {**renamed, "apiVersion": "events.k8s.io/v1"}
 
 
 def core_from_events_v1(event: dict[str, Any]) -> dict[str, Any]:

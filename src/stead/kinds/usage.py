@@ -13,7 +13,7 @@ from typing import Any
 
 from stead.kinds import machine_needs, register
 from stead.kinds.resource import Resource
-from stead.kube.quantity import Quantity, parse
+from stead.kube.quantity import Quantity, canonical, parse
 
 Object = dict[str, Any]
 Amounts = dict[str, Quantity]
@@ -157,6 +157,15 @@ def kinds_of(quota: Object) -> list[Resource]:
         if resource is not None:
             found[count_name(resource)] = resource
     return list(found.values())
+
+
+def reported(quota: Object, taken: Amounts) -> Object:
+    """The status of a quota of which so much is taken."""
+    hard = (quota.get("spec") or {}).get("hard") or {}
+    return {
+        "hard": {name: canonical(text) for name, text in hard.items()},
+        "used": {name: str(amount) for name, amount in taken.items()},
+    }
 
 
 def used(quota: Object, objects: Callable[[Resource], Iterable[Object]]) -> Amounts:

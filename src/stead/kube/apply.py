@@ -308,15 +308,12 @@ class _Conflicts(Exception):
         causes = [
             cause(text, f"conflict with {_who(entry)}", "FieldManagerConflict")
             for entry, paths in self.found
-            for text in sorted(map(fs.path_text, paths))
+            for text in fs.told(paths)
         ]
         if len(causes) == 1:
             message = f"Apply failed with 1 conflict: {causes[0]['message']}: {causes[0]['field']}"
         else:
-            blocks = [
-                "\n- ".join([f"conflicts with {_who(entry)}:", *sorted(map(fs.path_text, paths))])
-                for entry, paths in self.found
-            ]
+            blocks = ["\n- ".join([f"conflicts with {_who(entry)}:", *fs.told(paths)]) for entry, paths in self.found]
             message = f"Apply failed with {len(causes)} conflicts: " + "\n".join(blocks)
         return ApiError("Conflict", message, {"causes": causes})
 

@@ -1,10 +1,10 @@
-"""The part of CEL that validation rules in schemas use, compiled to closures.
+"""CEL as validation rules in schemas use it, compiled to closures.
 
-Called by `validation` for `x-kubernetes-validations`. Covers `self`, `oldSelf`, fields, indexes, literals, lists,
-maps, arithmetic, comparison, `in`, `&& || ! ?:`, `has`, the macros all, exists, exists_one, filter and map, and the
-functions of `cel_functions`. Anything else raises `Unsupported` when a rule is compiled, so that it is refused rather
-than skipped. No loops but over given lists, and expressions are short:
-evaluation is bounded. Compiled rules are cached; safe from any thread. Source: the CEL language definition.
+Called by `validation` for `x-kubernetes-validations`. Knows `self`, `oldSelf`, the language with its macros and
+optionals, and the functions of `cel_functions` and `cel_library`: what Kubernetes 1.34 gives to such rules. Anything
+else raises `Unsupported` when a rule is compiled, so that it is refused rather than skipped. No loops but over given
+lists, and each evaluation has a budget. Expressions are not typed: a wrong type is found when the rule is evaluated.
+Compiled rules are cached; safe from any thread. Source: the CEL language definition.
 """
 
 from __future__ import annotations
@@ -14,33 +14,21 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from stead.kube.cel_functions import FUNCTIONS, RuleError
+from stead.kube import cel_macros
+from stead.kube.cel_functions import CALLS, METHODS
+from stead.kube.cel_macros import Env, Macro, Node
+from stead.kube.cel_operators import LEVELS, OPERATORS, field, find, find_field, index, negative, truth
+from stead.kube.cel_tokens import Unsupported, field_name, literal, tokens_of
+from stead.kube.cel_values import TYPES, Maybe, RuleError, evaluating, no_overload, spend
+
+__all__ = ["MAX_RULE_LENGTH", "RuleError", "Unsupported", "compile_rule", "is_transition"]
 
 #: longest rule that we compile, and its deepest nesting
 MAX_RULE_LENGTH = 4096
 _MAX_DEPTH = 40
 
-Env = dict[str, Any]
-Node = Callable[[Env], Any]
-
-
-class Unsupported(ValueError):
-    """The rule is no CEL, or uses more of it than this module knows."""
-
-
-_TOKEN_RE = re.compile(
-    r"""\s*(?:
-        (?P<number>\d+\.\d+(?:[eE][-+]?\d+)?|0x[0-9a-fA-F]+|\d+)u?
-      | (?P<long>r?(?:"{3}(?:\\.|[^\\])*?"{3}|'{3}(?:\\.|[^\\])*?'{3}))
-      | (?P<text>r?(?:"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'))
-      | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
-      | (?P<op>==|!=|<=|>=|&&|\|\||[-+*/%<>!?:.,()\[\]{}])
-    )""",
-    re.VERBOSE,
-)
 _LITERALS: dict[str, Any] = {"true": True, "false": False, "null": None}
-_MACROS = frozenset({"all", "exists", "exists_one", "existsOne", "filter", "map"})
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+_NAMESPACES = frozenset(name.partition(".")[0] for name, _ in CALLS if "." in name)
 
 
 @lru_cache(maxsize=1024)
@@ -48,32 +36,37 @@ def compile_rule(rule: str) -> Callable[[Any, Any], Any]:
     """A function of (self, oldSelf) for a CEL expression. Raises Unsupported; the function raises RuleError."""
     if len(rule) > MAX_RULE_LENGTH:
         raise Unsupported(f"rule is longer than {MAX_RULE_LENGTH} characters")
-    node = _Parser(_tokens(rule)).parse()
+    try:
+        node = _Parser(tokens_of(rule)).parse()
+    except RecursionError:
+        raise Unsupported("nested too deeply") from None
 
     def evaluate(value: Any, old: Any = None) -> Any:
-        try:
-            return node({"self": value, "oldSelf": old})
-        except (TypeError, ValueError, ZeroDivisionError, re.error) as error:
-            raise RuleError(str(error)) from error
+        with evaluating():
+            try:
+                return node({"self": value, "oldSelf": old})
+            except RuleError:
+                raise
+            except RecursionError:
+                raise RuleError("expression is nested too deeply to be evaluated") from None
+            except (TypeError, ValueError, ArithmeticError, re.error) as error:
+                raise RuleError(str(error)) from error
 
     return evaluate
 
 
+@lru_cache(maxsize=1024)
 def is_transition(rule: str) -> bool:
     """Whether the rule compares with the old value, and so holds for a create."""
-    return re.search(r"\boldSelf\b", rule) is not None
-
-
-def _tokens(rule: str) -> list[tuple[str, str]]:
-    tokens: list[tuple[str, str]] = []
-    position, end = 0, len(rule.rstrip())
-    while position < end:
-        match = _TOKEN_RE.match(rule, position)
-        if not match or not match.lastgroup:
-            raise Unsupported(f"syntax error at position {position}")
-        tokens.append((match.lastgroup, match[match.lastgroup]))
-        position = match.end()
-    return tokens
+    try:
+        tokens = tokens_of(rule)
+    except Unsupported:
+        return False
+    before = [("", ""), *tokens]
+    return any(
+        token == ("name", "oldSelf") and previous[1] not in (".", ".?")
+        for previous, token in zip(before, tokens, strict=False)
+    )
 
 
 class _Parser:
@@ -84,6 +77,8 @@ class _Parser:
         self._position = 0
         self._depth = 0
         self._scope = ["self", "oldSelf"]
+        #: operand and name of the field selection that the member parsed last ends with, for `has`
+        self._selected: tuple[Node, str] | None = None
 
     def parse(self) -> Node:
         """The whole expression."""
@@ -92,23 +87,26 @@ class _Parser:
             raise Unsupported(f"unexpected {self._tokens[self._position][1]!r}")
         return node
 
+    def _peek(self, ahead: int = 0) -> tuple[str, str]:
+        at = self._position + ahead
+        return self._tokens[at] if at < len(self._tokens) else ("end", "")
+
     def _at(self, *ops: str) -> str:
         """The operator (or the word `in`) at hand if it is one of these, taken; else ""."""
-        if self._position < len(self._tokens):
-            kind, text = self._tokens[self._position]
-            if text in ops and (kind == "op" or text == "in"):
-                self._position += 1
-                return text
+        kind, text = self._peek()
+        if text in ops and (kind == "op" or text == "in"):
+            self._position += 1
+            return text
         return ""
 
     def _expect(self, op: str) -> None:
         if not self._at(op):
-            raise Unsupported(f"expected {op!r}")
+            raise Unsupported(f"expected {op!r}" if self._peek()[0] != "end" else "unexpected end of the rule")
 
     def _name(self) -> str:
-        kind, text = self._tokens[self._position] if self._position < len(self._tokens) else ("", "")
+        kind, text = self._peek()
         if kind != "name":
-            raise Unsupported(f"expected a name, found {text!r}")
+            raise Unsupported(f"expected a name, found {text!r}" if kind != "end" else "unexpected end of the rule")
         self._position += 1
         return text
 
@@ -121,7 +119,7 @@ class _Parser:
             yes = self._ternary()
             self._expect(":")
             no, test = self._ternary(), node
-            node = lambda env: yes(env) if _truth(test(env)) else no(env)  # noqa: E731 - all nodes are lambdas
+            node = lambda env: yes(env) if truth(test(env)) else no(env)  # noqa: E731 - all nodes are lambdas
         self._depth -= 1
         return node
 
@@ -138,50 +136,64 @@ class _Parser:
         return node
 
     def _binary(self, level: int) -> Node:
-        if level == len(_LEVELS):
+        if level == len(LEVELS):
             return self._unary()
         node = self._binary(level + 1)
-        while op := self._at(*_LEVELS[level]):
-            node = _operation(_OPERATORS[op], node, self._binary(level + 1))
+        while op := self._at(*LEVELS[level]):
+            node = _operation(OPERATORS[op], node, self._binary(level + 1))
         return node
 
     def _unary(self) -> Node:
         if self._at("!"):
             inner = self._unary()
-            return lambda env: not _truth(inner(env))
+            return lambda env: not truth(inner(env))
         if self._at("-"):
             inner = self._unary()
-            return lambda env: -_number(inner(env))
+            return lambda env: negative(inner(env))
         return self._member()
+
+    # --- what stands behind a value -----------------------------------------------------------------------------
 
     def _member(self) -> Node:
         node = self._primary()
-        while True:
-            if self._at("."):
+        self._selected = None
+        while op := self._at(".", ".?", "[", "[?"):
+            selected: tuple[Node, str] | None = None
+            if op == ".":
                 name = self._name()
-                node = self._call(node, name) if self._at("(") else _field(node, name)
-            elif self._at("["):
-                index = self._ternary()
-                self._expect("]")
-                node = _operation(_index, node, index)
+                if self._at("("):
+                    node = self._call(node, name)
+                else:
+                    selected = (node, field_name(name))
+                    node = _part(field, *selected)
+            elif op == ".?":
+                node = _part(find_field, node, field_name(self._name()))
             else:
-                return node
+                at = self._ternary()
+                self._expect("]")
+                node = _operation(index if op == "[" else find, node, at)
+            self._selected = selected
+        return node
 
     def _call(self, target: Node, name: str) -> Node:
-        if name in _MACROS:
-            return self._macro_call(target, name)
-        return _function(name, [target, *self._arguments()])
+        if name in cel_macros.ONE_VARIABLE | cel_macros.TWO_VARIABLES:
+            return self._macro(target, name)
+        return _function(METHODS, name, [target, *self._arguments()])
 
-    def _macro_call(self, target: Node, name: str) -> Node:
-        variable = self._name()
+    def _macro(self, target: Node, name: str) -> Node:
+        variables = [self._name()]
         self._expect(",")
-        self._scope.append(variable)
-        body = self._ternary()
-        if name == "map" and self._at(","):
-            target, body = _macro("filter", target, variable, body), self._ternary()
-        self._scope.pop()
+        both = name in cel_macros.EITHER and self._peek()[0] == "name" and self._peek(1) == ("op", ",")
+        if name in cel_macros.TWO_VARIABLES or both:
+            variables.append(self._name())
+            self._expect(",")
+        self._scope += variables
+        condition, body = None, self._ternary()
+        if name in cel_macros.FILTERED and self._at(","):
+            condition, body = body, self._ternary()
+        del self._scope[-len(variables) :]
         self._expect(")")
-        return _macro(name, target, variable, body)
+        return cel_macros.build(Macro(name, target, tuple(variables), condition, body))
 
     def _arguments(self) -> list[Node]:
         arguments: list[Node] = []
@@ -193,108 +205,92 @@ class _Parser:
                 return arguments
             self._expect(",")
 
+    # --- values -------------------------------------------------------------------------------------------------
+
     def _primary(self) -> Node:
         if self._at("("):
             node = self._ternary()
             self._expect(")")
             return node
-        if self._at("["):
-            return self._list()
-        if self._at("{"):
-            return self._map()
-        if self._position >= len(self._tokens):
+        if op := self._at("[", "[?"):
+            return self._list(is_optional=op == "[?")
+        if op := self._at("{", "{?"):
+            return self._map(is_optional=op == "{?")
+        kind, text = self._peek()
+        if kind == "end":
             raise Unsupported("unexpected end of the rule")
-        kind, text = self._tokens[self._position]
         self._position += 1
         if kind == "op":
             raise Unsupported(f"unexpected {text!r}")
         if kind != "name" or text in _LITERALS:
-            value = _LITERALS[text] if kind == "name" else _literal(kind, text)
+            value = _LITERALS[text] if kind == "name" else literal(kind, text)
             return lambda env: value
+        return self._named(text)
+
+    def _named(self, text: str) -> Node:
         if self._at("("):
-            return self._has() if text == "has" else _function(text, self._arguments())
-        if text not in self._scope:
-            raise Unsupported(f"undeclared reference to '{text}' (in container '')")
-        return lambda env: _variable(env, text)
+            return self._has() if text == "has" else _function(CALLS, text, self._arguments())
+        if text in self._scope:
+            return lambda env: env[text]
+        if text in _NAMESPACES and self._peek() == ("op", ".") and self._peek(2) == ("op", "("):
+            name = f"{text}.{self._peek(1)[1]}"
+            self._position += 3
+            return _function(CALLS, name, self._arguments())
+        if text in TYPES:
+            return lambda env: TYPES[text]
+        raise Unsupported(f"undeclared reference to '{text}' (in container '')")
 
     def _has(self) -> Node:
-        start = self._position
-        node = self._member()
-        if not (self._position - start >= 3 and self._tokens[self._position - 2] == ("op", ".")):
-            raise Unsupported("has() needs a field")
+        self._member()
+        selected = self._selected
         self._expect(")")
-        return lambda env: _is_present(node, env)
+        if selected is None:
+            raise Unsupported("invalid argument to has() macro")
+        return lambda env: _part(find_field, *selected)(env).is_present
 
-    def _list(self) -> Node:
-        items: list[Node] = []
-        while not self._at("]"):
-            items.append(self._ternary())
+    def _list(self, *, is_optional: bool) -> Node:
+        items: list[tuple[bool, Node]] = []
+        while is_optional or not self._at("]"):
+            is_optional = is_optional or bool(self._at("?"))
+            items.append((is_optional, self._ternary()))
+            is_optional = False
             if not self._at(","):
                 self._expect("]")
                 break
-        return lambda env: [item(env) for item in items]
+        return lambda env: [item for some, node in items for item in _some(node(env), is_optional=some)]
 
-    def _map(self) -> Node:
-        pairs: list[tuple[Node, Node]] = []
-        while not self._at("}"):
+    def _map(self, *, is_optional: bool) -> Node:
+        pairs: list[tuple[bool, Node, Node]] = []
+        while is_optional or not self._at("}"):
+            is_optional = is_optional or bool(self._at("?"))
             key = self._ternary()
             self._expect(":")
-            pairs.append((key, self._ternary()))
+            pairs.append((is_optional, key, self._ternary()))
+            is_optional = False
             if not self._at(","):
                 self._expect("}")
                 break
-        return lambda env: {key(env): value(env) for key, value in pairs}
+        return lambda env: {key(env): held for some, key, node in pairs for held in _some(node(env), is_optional=some)}
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------
 
 
-def _literal(kind: str, text: str) -> Any:
-    if kind == "number":
-        return float(text) if "." in text else int(text, 0) if text.startswith("0x") else int(text)
-    quotes = 3 if kind == "long" else 1
-    if text[0] == "r":
-        return text[1 + quotes : -quotes]
-    return re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), text[quotes:-quotes])
+def _some(value: Any, *, is_optional: bool) -> list[Any]:
+    """The value, or what an optional one holds."""
+    if not is_optional:
+        return [value]
+    if not isinstance(value, Maybe):
+        raise no_overload()
+    return [value.value] if value.is_present else []
 
 
-def _variable(env: Env, name: str) -> Any:
-    if name not in env:
-        raise RuleError(f"undeclared reference to '{name}'")
-    return env[name]
+def _part(read: Callable[[Any, str], Any], node: Node, name: str) -> Node:
+    return lambda env: read(node(env), name)
 
 
-def _field(node: Node, name: str) -> Node:
-    # Names that are no CEL identifiers are escaped in rules.
-    name = name.replace("__dash__", "-").replace("__dot__", ".").replace("__slash__", "/")
-
-    def read(env: Env) -> Any:
-        value = node(env)
-        if not isinstance(value, dict) or name not in value:
-            raise RuleError(f"no such key: {name}")
-        return value[name]
-
-    return read
-
-
-def _is_present(node: Node, env: Env) -> bool:
-    try:
-        node(env)
-    except RuleError:
-        return False
-    return True
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise RuleError("no such overload")
-    return value
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RuleError("no such overload")
-    return value
+def _operation(function: Callable[[Any, Any], Any], left: Node, right: Node) -> Node:
+    return lambda env: function(left(env), right(env))
 
 
 def _logical(left: Node, right: Node, *, decisive: bool) -> Node:
@@ -302,111 +298,28 @@ def _logical(left: Node, right: Node, *, decisive: bool) -> Node:
 
     def evaluate(env: Env) -> bool:
         try:
-            if _truth(left(env)) is decisive:
+            if truth(left(env)) is decisive:
                 return decisive
         except RuleError:
-            if _truth(right(env)) is decisive:
+            spend(0)  # a spent budget is no failure of one side
+            if truth(right(env)) is decisive:
                 return decisive
             raise
-        return _truth(right(env))
+        return truth(right(env))
 
     return evaluate
 
 
-def _operation(function: Callable[[Any, Any], Any], left: Node, right: Node) -> Node:
-    return lambda env: function(left(env), right(env))
-
-
-def _equal(left: Any, right: Any) -> bool:
-    return isinstance(left, bool) == isinstance(right, bool) and bool(left == right)
-
-
-def _index(value: Any, index: Any) -> Any:
-    if isinstance(value, dict) and index in value:
-        return value[index]
-    if isinstance(value, list) and isinstance(index, int) and 0 <= index < len(value):
-        return value[index]
-    raise RuleError(f"no such key: {index}")
-
-
-def _contains(item: Any, container: Any) -> bool:
-    if isinstance(container, list | dict):
-        return any(_equal(item, other) for other in container)
-    raise RuleError("no such overload")
-
-
-def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    def check(left: Any, right: Any) -> bool:
-        if not (isinstance(left, str) and isinstance(right, str)):
-            _number(left), _number(right)
-        return compare(left, right)
-
-    return check
-
-
-def _divide(left: Any, right: Any) -> Any:
-    if isinstance(left, int) and isinstance(right, int):
-        quotient = abs(left) // abs(right)
-        return quotient if (left < 0) == (right < 0) else -quotient
-    return _number(left) / _number(right)
-
-
-def _add(left: Any, right: Any) -> Any:
-    if isinstance(left, str) and isinstance(right, str):
-        return left + right
-    if isinstance(left, list) and isinstance(right, list):
-        return [*left, *right]
-    return _number(left) + _number(right)
-
-
-_LEVELS: tuple[tuple[str, ...], ...] = (("==", "!=", "<=", ">=", "<", ">", "in"), ("+", "-"), ("*", "/", "%"))
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "==": _equal,
-    "!=": lambda a, b: not _equal(a, b),
-    "<=": _ordered(lambda a, b: a <= b),
-    ">=": _ordered(lambda a, b: a >= b),
-    "<": _ordered(lambda a, b: a < b),
-    ">": _ordered(lambda a, b: a > b),
-    "in": _contains,
-    "+": _add,
-    "-": lambda a, b: _number(a) - _number(b),
-    "*": lambda a, b: _number(a) * _number(b),
-    "/": _divide,
-    "%": lambda a, b: _number(a) - _divide(a, b) * b,
-}
-
-
-def _function(name: str, arguments: list[Node]) -> Node:
-    function = FUNCTIONS.get((name, len(arguments)))
+def _function(table: dict[tuple[str, int], Callable[..., Any]], name: str, arguments: list[Node]) -> Node:
+    function = table.get((name, len(arguments)))
     if function is None:
         raise Unsupported(f"undeclared reference to '{name}' (in container '')")
 
     def call(env: Env) -> Any:
+        spend(1)
         try:
             return function(*(argument(env) for argument in arguments))
         except (TypeError, AttributeError) as error:
-            raise RuleError("no such overload") from error
+            raise no_overload() from error
 
     return call
-
-
-def _macro(name: str, target: Node, variable: str, body: Node) -> Node:
-    def items(env: Env) -> list[Any]:
-        value = target(env)
-        if not isinstance(value, list | dict):
-            raise RuleError("no such overload")
-        return list(value)
-
-    def results(env: Env) -> list[Any]:
-        return [body({**env, variable: item}) for item in items(env)]
-
-    match name:
-        case "all":
-            return lambda env: all(map(_truth, results(env)))
-        case "exists":
-            return lambda env: any(map(_truth, results(env)))
-        case "exists_one" | "existsOne":
-            return lambda env: sum(map(_truth, results(env))) == 1
-        case "filter":
-            return lambda env: [i for i, keep in zip(items(env), results(env), strict=True) if _truth(keep)]
-    return results

@@ -61,16 +61,26 @@ def decode_object(body: bytes, content_type: str, kind: str) -> Decoded:
     try:
         decoded = decode(body, content_type)
     except DecodeError as error:
-        why = f"couldn't get version/kind; json parse error: {error}"
-        raise _unrecognised(kind, why, body) from error
+        shown = str(error)
+        if content_type.partition(";")[0].strip().lower() in YAML_TYPES:
+            why = shown.removeprefix("error converting YAML to JSON: ")
+        else:
+            why = f"couldn't get version/kind; json parse error: {shown}"
+        raise unrecognised(kind, why, body) from error
     if not isinstance(decoded.value, dict):
-        target = r'struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }'
-        name = _GO_NAMES[type(decoded.value)]
-        why = (
-            f"couldn't get version/kind; json parse error: json: cannot unmarshal {name} into Go value of type {target}"
-        )
-        raise _unrecognised(kind, why, body)
+        raise unrecognised(kind, f"couldn't get version/kind; json parse error: {no_object(decoded.value)}", body)
     return decoded
+
+
+def no_object(value: Any) -> str:
+    """What Go says of a value where an object with a kind should be."""
+    target = r'struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }'
+    return f"json: cannot unmarshal {go_name(value)} into Go value of type {target}"
+
+
+def go_name(value: Any) -> str:
+    """What Go's decoder calls a value."""
+    return _GO_NAMES[type(value)]
 
 
 _GO_NAMES: dict[type, str] = {
@@ -78,7 +88,8 @@ _GO_NAMES: dict[type, str] = {
 }  # fmt: skip
 
 
-def _unrecognised(kind: str, why: str, body: bytes) -> ApiError:
+def unrecognised(kind: str, why: str, body: bytes) -> ApiError:
+    """400 for a body in which no object of a kind can be seen."""
     start = body[:_SHOWN_BODY]
     shown = start.decode("utf-8", "replace") if start.lstrip()[:1] == b"{" else start.hex()
     return ApiError(
@@ -134,7 +145,8 @@ def decode_json(body: bytes) -> Decoded:
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_constant=_refuse_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
-        raise DecodeError(_json_error(text, error)) from error
+        why = _json_error(text, error)
+        raise DecodeError(why, error.pos + 1 if why.startswith("invalid character") else 0) from error
     except RecursionError as error:
         raise DecodeError("exceeded max depth") from error
     except DecodeError:

@@ -49,6 +49,8 @@ class ApiError(Exception):
         self.code = code if code is not None else CODES.get(reason, 500)
         #: texts for `Warning` headers that go with the refusal
         self.warnings: list[str] = []
+        #: further headers that go with the refusal
+        self.headers: list[tuple[str, str]] = []
 
     def status(self) -> dict[str, Any]:
         """The `v1.Status` body of this refusal."""
@@ -104,7 +106,8 @@ def cause(field: str, message: str, reason: str = "FieldValueInvalid") -> dict[s
 
 def invalid(kind: str, group: str, name: str, causes: list[dict[str, str]]) -> ApiError:
     """422 with causes, worded as apimachinery's `NewInvalid`: `Kind.group "name" is invalid: …`."""
-    texts = [f"{c['field']}: {c['message']}" for c in causes]
+    # What was found twice is said once.
+    texts = list(dict.fromkeys(f"{c['field']}: {c['message']}" for c in causes))
     body = texts[0] if len(texts) == 1 else "[" + ", ".join(texts) + "]"
     qualified = f"{kind}.{group}" if group else kind
     details: dict[str, Any] = {"name": name, "group": group, "kind": kind, "causes": causes}

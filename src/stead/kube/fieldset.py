@@ -67,6 +67,12 @@ def _without_lonely_dots(node: dict[str, Any]) -> dict[str, Any]:
     return {k: {} if v.keys() == {"."} else _without_lonely_dots(v) for k, v in node.items()}
 
 
+def told(paths: Paths) -> list[str]:
+    """Paths as messages list them: at each level the fields themselves, then what lies below others."""
+    ordered = sorted(paths, key=lambda path: [(at < len(path) - 1, element) for at, element in enumerate(path)])
+    return [path_text(path) for path in ordered]
+
+
 def path_text(path: Path) -> str:
     """A path as messages show it: `.spec.containers[name="c"].image`."""
     text = ""

@@ -143,7 +143,11 @@ def label_value_errors(value: str) -> list[str]:
 
 def go_quote(text: str) -> str:
     """`text` as Go's `%q` prints it, near enough for messages."""
-    return json.dumps(text, ensure_ascii=False)
+    return _CONTROL.sub(lambda m: _GO_ESCAPES.get(m[1], rf"\x{m[1]}"), json.dumps(text, ensure_ascii=False))
+
+
+_CONTROL = re.compile(r"(?<!\\)\\u00([01][0-9a-f])")
+_GO_ESCAPES = {"07": r"\a", "0b": r"\v"}
 
 
 def _bad(field: str, value: Any, text: str) -> dict[str, str]:
@@ -254,6 +258,37 @@ def validate_metadata(
     causes += validate_owner_references(metadata.get("ownerReferences") or [])
     causes += validate_finalizers(metadata.get("finalizers") or [], domain_needed=builtin)
     return causes
+
+
+def identity_causes(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, str]]:
+    """Causes for what `new` says otherwise of an object's identity and end; what it leaves out stays."""
+    fields = ("uid", "deletionTimestamp", "deletionGracePeriodSeconds")
+    return [
+        _bad(f"metadata.{name}", new[name], "field is immutable")
+        for name in fields
+        if new.get(name) and new[name] != old.get(name)
+    ]
+
+
+def without_repeated_owners(metadata: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """`metadata` with each owner named once, and a warning if one was named again."""
+    owners = metadata.get("ownerReferences") or []
+    kept: list[dict[str, Any]] = []
+    again: list[str] = []
+    for owner in owners:
+        if owner in kept:
+            again.append(str(owner.get("uid", "")))
+        else:
+            kept.append(owner)
+    if not again:
+        return metadata, []
+    return {**metadata, "ownerReferences": kept}, [_REPEATED_OWNERS + ", ".join(dict.fromkeys(again))]
+
+
+_REPEATED_OWNERS = (
+    ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject "
+    "such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: "
+)
 
 
 def generate_name(base: str) -> str:

@@ -1,9 +1,10 @@
 """Reads `application/vnd.kubernetes.protobuf` request bodies into the JSON objects that they stand for.
 
-kubectl since 1.32 and every client-go typed client send these bodies for built-in kinds; we read them and never write
-them. The server calls `decode` by Content-Type. Bounded by the body's size: nothing is allocated from a declared
-length. Stateless; safe from any thread. Source: the envelope of apimachinery's runtime/serializer/protobuf (magic,
-Unknown), the messages in `protobuf_fields`, and the JSON that Go prints: zero values of non-pointers are left out.
+kubectl since 1.32 and every client-go typed client send these bodies for built-in kinds; we read them, and write
+nothing but refusals. The server calls `decode` by Content-Type. Bounded by the body's size: nothing is allocated from a
+declared length. Stateless; safe from any thread. Source: the envelope of apimachinery's runtime/serializer/protobuf
+(magic, Unknown), the messages in `protobuf_fields`, and the JSON that Go prints: zero values of non-pointers are left
+out.
 """
 
 from __future__ import annotations
@@ -78,20 +79,24 @@ def _field(parts: list[str]) -> tuple[int, _Field]:
     return int(number), _Field(name, rest[len(many) :], "*" in flags, "!" in flags, "~" in flags, many)
 
 
-def decode(body: bytes) -> dict[str, Any]:
-    """The object in a body, with apiVersion and kind. Raises ApiError 400 (bad bytes) or 415 (unknown kind)."""
+def decode(body: bytes, expected: tuple[str, str] = ("", "")) -> dict[str, Any]:
+    """The object in a body, with apiVersion and kind (`expected` where the body names none).
+
+    Raises ApiError 400 (bad bytes) or 415 (unknown kind).
+    """
     try:
-        return _decode(body)
+        return _decode(body, expected)
     except (_Bad, DecodeError, UnicodeDecodeError) as error:
         raise ApiError("BadRequest", f"unable to decode protobuf body: {error}") from error
 
 
-def _decode(body: bytes) -> dict[str, Any]:
+def _decode(body: bytes, expected: tuple[str, str]) -> dict[str, Any]:
     if not body.startswith(MAGIC):
         raise _Bad("provided data does not appear to be a protobuf message, expected prefix 6b 38 73 00")
     envelope = {number: value for number, _, value in _wire(body[len(MAGIC) :]) if isinstance(value, bytes)}
     head = {number: value for number, _, value in _wire(envelope.get(1, b"")) if isinstance(value, bytes)}
     api_version, kind = head.get(1, b"").decode(), head.get(2, b"").decode()
+    api_version, kind = api_version or expected[0], kind or expected[1]
     raw = envelope.get(2, b"")
     if envelope.get(3):
         raise _Bad(f"unsupported content encoding {envelope[3][:40]!r}")
@@ -108,6 +113,41 @@ def _decode(body: bytes) -> dict[str, Any]:
             "application/json, application/yaml",
         )
     return {"apiVersion": api_version, "kind": kind, **_message(message, raw, 0)}
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def encode_status(status: dict[str, Any]) -> bytes:
+    """A `v1.Status` as protobuf, for clients that read nothing else."""
+    details = status.get("details") or {}
+    causes = b"".join(
+        _put(4, b"".join(_put(n, c.get(key) or "") for n, key in ((1, "reason"), (2, "message"), (3, "field"))))
+        for c in details.get("causes") or []
+    )
+    told = b"".join(_put(n, details.get(key) or "") for n, key in ((1, "name"), (2, "group"), (3, "kind"))) + causes
+    told += _put(5, int(details.get("retryAfterSeconds") or 0)) + _put(6, details.get("uid") or "")
+    fields = ((2, "status"), (3, "message"), (4, "reason"))
+    body = _put(1, b"") + b"".join(_put(n, status.get(key) or "") for n, key in fields)
+    body += _put(5, told) + _put(6, int(status.get("code") or 0))
+    kind = _put(1, str(status.get("apiVersion", "v1"))) + _put(2, str(status.get("kind", "Status")))
+    return MAGIC + _put(1, kind) + _put(2, body) + _put(3, "") + _put(4, "")
+
+
+def _put(number: int, value: str | bytes | int) -> bytes:
+    """One field of a message."""
+    if isinstance(value, int):
+        return _varint_bytes(number << 3) + _varint_bytes(value)
+    raw = value.encode() if isinstance(value, str) else value
+    return _varint_bytes(number << 3 | 2) + _varint_bytes(len(raw)) + raw
+
+
+def _varint_bytes(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
 
 
 # --- wire -------------------------------------------------------------------------------------------------------

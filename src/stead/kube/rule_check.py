@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from stead.kube.cel import Unsupported, compile_rule
+from stead.kube.cel import Unsupported, compile_rule, is_transition
 from stead.kube.errors import cause
 from stead.kube.structural import EMBEDDED, INT_OR_STRING, PRESERVE, RULES, Schema
 
@@ -36,15 +36,30 @@ _SCHEMA_COST = (
 )
 
 
-def check_rules(schema: Schema, path: str) -> Iterator[dict[str, str]]:
-    """Causes for the rules of one schema node."""
+def check_rules(schema: Schema, path: str, unrelated: str = "") -> Iterator[dict[str, str]]:
+    """Causes for the rules of one schema node; `unrelated` is the path of a list above whose items have no past."""
     rules = schema.get(RULES) or ()
     for index, rule in enumerate(rules):
         yield from _check_rule(rule, schema, f"{path}.{RULES}[{index}]")
     if any(str(rule.get("reason") or _REASONS[0]) not in _REASONS or not _text_of(rule) for rule in rules):
         return
     for index, rule in enumerate(rules):
-        yield from _compiled(rule, schema, f"{path}.{RULES}[{index}]")
+        place = f"{path}.{RULES}[{index}]"
+        yield from _compiled(rule, schema, place)
+        yield from _past(rule, place, unrelated)
+
+
+def _past(rule: dict[str, Any], path: str, unrelated: str) -> Iterator[dict[str, str]]:
+    """Causes for a rule that asks for an old value where there is none."""
+    text = _text_of(rule)
+    if is_transition(text):
+        if unrelated:
+            complaint = f"oldSelf cannot be used on the uncorrelatable portion of the schema within {unrelated}"
+            yield cause(f"{path}.rule", f"Invalid value: {json.dumps(text, ensure_ascii=False)}: {complaint}")
+    elif rule.get("optionalOldSelf") is not None:
+        said = json.dumps(rule["optionalOldSelf"])
+        complaint = "may not be set if oldSelf is not used in rule"
+        yield cause(f"{path}.optionalOldSelf", f"Invalid value: {said}: {complaint}")
 
 
 def _text_of(rule: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from stead.kube.structural import (
     schema_from_struct,
     type_of,
 )
-from stead.kube.validation import ABSENT, Causes, has_rules, type_mismatch, validate
+from stead.kube.validation import ABSENT, Causes, has_rules, type_mismatch, validate, with_unchecked
 
 __all__ = [
     "ABSENT",
@@ -51,6 +51,7 @@ __all__ = [
     "type_mismatch",
     "type_of",
     "validate",
+    "with_unchecked",
 ]
 
 

@@ -112,6 +112,7 @@ def _misshapen(schema: Any, path: str, depth: int) -> Iterator[dict[str, str]]:
             if fits and name == RULES:
                 fits = all(isinstance(said, str | bool) for rule in value for said in rule.values())
                 fits = fits and not any(isinstance(rule.get(word), bool) for rule in value for word in _RULE_TEXTS)
+                fits = fits and all(isinstance(rule.get("optionalOldSelf", False), bool) for rule in value)
         if not fits:
             wrong = True
             yield _invalid(f"{path}.{name}", value, "is of the wrong type")
@@ -123,12 +124,16 @@ def _misshapen(schema: Any, path: str, depth: int) -> Iterator[dict[str, str]]:
 # --- single keywords ------------------------------------------------------------------------------------------------
 
 
-def _walk(schema: Schema, path: str) -> Iterator[dict[str, str]]:
+def _walk(schema: Schema, path: str, unrelated: str = "") -> Iterator[dict[str, str]]:
+    """Causes of a node and all below; `unrelated` is the path of a list above whose items have no past."""
     yield from _keywords(schema, path)
     yield from _list_rules(schema, path)
-    yield from rule_check.check_rules(schema, path)
-    for inner, where in [*((s, p) for s, p, _ in _children(schema, path)), *_nested(schema, path)]:
-        yield from _walk(inner, where)
+    yield from rule_check.check_rules(schema, path, unrelated)
+    without_past = unrelated or ("" if schema.get(LIST_TYPE) == "map" else path)
+    for inner, where, _ in _children(schema, path):
+        yield from _walk(inner, where, without_past if schema.get("items") is inner else unrelated)
+    for inner, where in _nested(schema, path):
+        yield from _walk(inner, where, unrelated)
 
 
 def _keywords(schema: Schema, path: str) -> Iterator[dict[str, str]]:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from stead.kube.cel import Unsupported, compile_rule, is_transition
-from stead.kube.cel_functions import RuleError
+from stead.kube.cel_values import NONE, Maybe, RuleError
+from stead.kube.cel_view import view
 from stead.kube.errors import cause
 from stead.kube.gopattern import compile_go
 from stead.kube.meta import parse_time
@@ -41,9 +42,13 @@ def validate(schema: Schema, value: Any, path: str = "", name: str | None = None
     Rules are checked only where all else is well, and a cause says so.
     """
     causes = _Validation().check(schema, value, path, path if name is None else name)
-    if not causes:
-        return list(_broken_rules(schema, value, old, path))
-    unchecked = has_rules(schema) and any(each.get("reason") in _BLOCKING for each in causes)
+    return with_unchecked(schema, causes) if causes else list(_broken_rules(schema, value, old, path))
+
+
+def with_unchecked(schema: Schema, causes: Causes) -> Causes:
+    """`causes`, and one more if they keep rules of the schema from being checked."""
+    said = any(each["message"] == _UNCHECKED for each in causes)
+    unchecked = not said and has_rules(schema) and any(each.get("reason") in _BLOCKING for each in causes)
     return [*causes, cause("<nil>", _UNCHECKED)] if unchecked else causes
 
 
@@ -251,7 +256,7 @@ def _broken_rules(schema: Schema, value: Any, old: Any, path: str) -> Iterator[d
     if value is None:
         return
     for rule in schema.get(RULES, []):
-        if found := _broken_rule(rule, value, old, path):
+        if found := _broken_rule(rule, _Sides(schema, value, old), path):
             yield found
     if isinstance(value, dict):
         olds = old if isinstance(old, dict) else {}
@@ -273,17 +278,34 @@ def _map_key(schema: Schema, item: Any) -> str:
     return _shown([item.get(key) for key in schema.get(LIST_KEYS, [])])
 
 
-def _broken_rule(rule: dict[str, Any], value: Any, old: Any, path: str) -> dict[str, str] | None:
+class _Sides:
+    """What a rule looks at, as its schema types it."""
+
+    def __init__(self, schema: Schema, value: Any, old: Any) -> None:
+        self.value = value
+        self.is_new = old is ABSENT
+        self._schema, self._old = schema, old
+
+    def evaluate(self, text: str, is_optional: bool) -> Any:
+        """The result of a rule or message; `oldSelf` is an optional where the rule says so. Raises RuleError."""
+        old = None if self.is_new else view(self._schema, self._old)
+        if is_optional:
+            old = NONE if self.is_new else Maybe(old)
+        return compile_rule(text)(view(self._schema, self.value), old)
+
+
+def _broken_rule(rule: dict[str, Any], sides: _Sides, path: str) -> dict[str, str] | None:
     text: str = rule.get("rule", "")
-    if old is ABSENT and is_transition(text):
+    is_optional = rule.get("optionalOldSelf") is True
+    if sides.is_new and is_transition(text) and not is_optional:
         return None
-    place = path + rule.get("fieldPath", "")
+    place, value = path + rule.get("fieldPath", ""), sides.value
+    message = rule.get("message") or f"failed rule: {text.strip()}"
     try:
-        if compile_rule(text)(value, None if old is ABSENT else old) is True:
+        if sides.evaluate(text, is_optional) is True:
             return None
-        message = rule.get("message") or f"failed rule: {text.strip()}"
         if expression := rule.get("messageExpression"):
-            message = str(compile_rule(expression)(value, None if old is ABSENT else old))
+            message = _message(sides, expression, is_optional) or message
     except Unsupported as error:
         message = f"rule compile error: {error}"
     except RuleError as error:
@@ -293,6 +315,15 @@ def _broken_rule(rule: dict[str, Any], value: Any, old: Any, path: str) -> dict[
     plain = f"Invalid value: {shown}: {message}" if shown else f"Invalid value: {message}"
     worded = _REASONS[reason].format(text=message, shown=shown) if reason in _REASONS else plain
     return cause(place, worded, reason)
+
+
+def _message(sides: _Sides, expression: str, is_optional: bool) -> str:
+    """What a message expression says; "" where it fails or gives no line of text: the rule's message then stands."""
+    try:
+        said = sides.evaluate(expression, is_optional)
+    except RuleError:
+        return ""
+    return said if isinstance(said, str) and said.strip() and "\n" not in said and len(said) <= 5 * 1024 else ""
 
 
 # --- Go's decoder -----------------------------------------------------------------------------------------------
@@ -313,13 +344,30 @@ def type_mismatch(schema: Schema, obj: dict[str, Any], kind: str) -> str | None:
     return _mismatch(schema, obj, kind)
 
 
-def has_number_for_text(schema: Schema, value: Any) -> bool:
-    """Whether an integer stands where a string is declared, which kube-apiserver words apart in strategic merges."""
+def restore_error(schema: Schema, value: Any) -> str:
+    """Why a value cannot be put back into Go's type, in the words of a strategic merge; "" where it can."""
+    if value is None or schema.get(INT_OR_STRING):
+        return ""
+    actual, wanted = type_of(value), schema.get("type")
+    if wanted is not None and actual != wanted and (actual, wanted) != ("integer", "number"):
+        given = _GO_VALUE.get(actual, actual)
+        if wanted == "object":
+            return (
+                f"cannot restore struct from: {given}" if "properties" in schema else f"cannot restore map from {given}"
+            )
+        if wanted == "array":
+            return f"cannot restore slice from {given}"
+        return f"cannot convert {given} to {_GO_VALUE.get(wanted, wanted)}"
     if isinstance(value, dict):
-        return any(has_number_for_text(child(schema, key) or {}, held) for key, held in value.items())
-    if isinstance(value, list):
-        return any(has_number_for_text(schema.get("items") or {}, held) for held in value)
-    return schema.get("type") == "string" and not schema.get(INT_OR_STRING) and type_of(value) == "integer"
+        pairs: Any = ((child(schema, key) or {}, held) for key, held in value.items())
+    elif isinstance(value, list):
+        pairs = ((schema.get("items") or {}, held) for held in value)
+    else:
+        return ""
+    return next((why for inner, held in pairs if (why := restore_error(inner, held))), "")
+
+
+_GO_VALUE = {"integer": "int64", "number": "float64", "boolean": "bool", "object": "map", "array": "slice"}
 
 
 def _mismatch(schema: Schema, value: Any, where: str) -> str | None:

@@ -13,6 +13,7 @@ import copy
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -25,14 +26,35 @@ MAX_YAML_NODES = 500_000
 
 
 class Decoded(msgspec.Struct, frozen=True):
-    """A decoded body: the value and the paths (`spec.a`) of fields that came more than once, in order."""
+    """A decoded body: the value and the paths (`spec.a`) of fields that came more than once, in order.
+
+    `repeats` says the same of YAML in the words of its reader, by line.
+    """
 
     value: Any
     duplicates: tuple[str, ...] = ()
+    repeats: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> list[str]:
+        """What fieldValidation tells of fields that came more than once."""
+        return list(self.repeats) or repeated_fields(self.duplicates)
+
+
+def repeated_fields(paths: Iterable[str]) -> list[str]:
+    """The problems that fields given twice are."""
+    return [f'duplicate field "{path}"' for path in paths]
 
 
 class DecodeError(ValueError):
-    """The bytes are no acceptable JSON or YAML; the text says why, in the API server's words where it has some."""
+    """The bytes are no acceptable JSON or YAML; the text says why, in the API server's words where it has some.
+
+    `offset` counts characters up to one that may not stand there, 0 where the text is about something else.
+    """
+
+    def __init__(self, text: str, offset: int = 0) -> None:
+        super().__init__(text)
+        self.offset = offset
 
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -103,11 +125,14 @@ class _YamlBuilder:
         self._stack: list[_Frame] = []
         self._anchors: dict[str, tuple[Any, int]] = {}
         self._duplicates: list[str] = []
+        self._repeats: list[str] = []
+        self._line = 0
         self._nodes = 0
         self._root: Any = None
 
     def feed(self, event: Any) -> None:
         """Take one parser event."""
+        self._line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.ScalarEvent):
             self._scalar(event)
         elif isinstance(event, yaml.AliasEvent):
@@ -119,9 +144,9 @@ class _YamlBuilder:
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
             self._close()
         elif isinstance(event, yaml.DocumentStartEvent):
-            self._anchors, self._duplicates, self._root = {}, [], None
+            self._anchors, self._duplicates, self._repeats, self._root = {}, [], [], None
         elif isinstance(event, yaml.DocumentEndEvent):
-            self.documents.append(Decoded(self._root, tuple(self._duplicates)))
+            self.documents.append(Decoded(self._root, tuple(self._duplicates), tuple(self._repeats)))
 
     def _count(self, nodes: int) -> None:
         self._nodes += nodes
@@ -170,6 +195,8 @@ class _YamlBuilder:
 
     def _key(self, frame: _Frame, key: str, *, merge: bool) -> None:
         frame.key = "\x00<<" if merge else key
+        if not merge and key in frame.value:
+            self._repeats.append(f'line {self._line}: key "{key}" already set in map')
         if not merge and key in frame.value and key not in frame.duplicates:
             frame.duplicates.add(key)
             self._duplicates.append(f"{frame.path}.{key}" if frame.path else key)
@@ -279,7 +306,7 @@ def _integer(bare: str) -> int | float | str:
 def encode_yaml(value: Any) -> bytes:
     """YAML in block style with sorted keys, as `kubectl -o yaml` prints."""
     text: str = yaml.dump(
-        value, Dumper=_QuotingDumper, default_flow_style=False, allow_unicode=True, sort_keys=True, width=1_000_000
+        value, Dumper=_QuotingDumper, default_flow_style=False, allow_unicode=True, sort_keys=True, width=80
     )
     return text.encode()
 
@@ -291,10 +318,19 @@ class _QuotingDumper(_Dumper):  # type: ignore[misc]  # the base is chosen at im
         return True
 
 
+#: plain texts that YAML 1.1 takes for a time or a number of base 60
+_OTHER_RE = re.compile(
+    r"\d{4}-\d{1,2}-\d{1,2}([Tt ]\d{1,2}:\d{1,2}:\d{1,2}(\.\d*)?([Zz]|[+-]\d\d:\d\d)?)?"
+    r"|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"
+)
+
+
 def _represent_text(dumper: Any, text: str) -> Any:
     # Texts that other readers take for something else than a string.
-    quoted = text in _TRUE or text in _FALSE or not isinstance(_plain_or_text(text), str)
-    style = "|" if "\n" in text and not text.startswith(" ") else "'" if quoted else None
+    quoted = (
+        bool(_OTHER_RE.fullmatch(text)) or text in _TRUE or text in _FALSE or not isinstance(_plain_or_text(text), str)
+    )
+    style = "|" if "\n" in text and not text.startswith(" ") else '"' if quoted else None
     return dumper.represent_scalar(_TAG + "str", text, style=style)
 
 

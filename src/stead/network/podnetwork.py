@@ -38,6 +38,8 @@ THREADS = 8
 CALL_SECONDS = 30.0
 # All machines' gateways have this MAC: a guest that moved to another host finds the same neighbour there.
 GATEWAY_MAC = "02:00:00:00:00:00"
+# What was asked for a machine: as long as it is being made, and once all of it is there.
+_WANTED, _MADE = "wanted.json", "attachment.json"
 
 
 class _Host(msgspec.Struct):
@@ -217,6 +219,7 @@ class PodNetwork:
         tap, namespace, mtu = config.tap(uid), config.namespace(uid), request.mtu or self._mtu
         folder = self._folder / uid
         folder.mkdir(mode=0o755, exist_ok=True)
+        _write(folder / _WANTED, msgspec.json.encode(request))
         namespaces.create(namespace)
         links.ensure_tap(tap, request.owner_uid, request.queues)
         with links.netlink() as socket:
@@ -242,11 +245,11 @@ class PodNetwork:
                 links.ensure_address(socket, uplink, request.ipv4, config.prefix)
                 if not request.standby:
                     socket.link("set", index=uplink, state="up")
-                    socket.route("add", dst="default", gateway=config.gateway)
+                    socket.route("replace", dst="default", gateway=config.gateway)
             nftables.load(machine_rules(request, tap, config.gateway), uid)
             links.set_sysctl("net.ipv4.ip_forward", "1")
             dnsmasq.start("dhcp", folder)
-        _write(folder / "attachment.json", msgspec.json.encode(request))  # last: its presence says that all is made
+        (folder / _WANTED).rename(folder / _MADE)  # last: its presence says that all is made
 
     async def settle(self, uid: str) -> None:
         """Move the tap into the machine's namespace, once its rules are there; right after a start. Idempotent.
@@ -288,13 +291,15 @@ class PodNetwork:
         request = self._known(uid)
         if request is None:
             raise NetworkError(f"announce {uid}: the machine is not attached")
+        if not request.standby:
+            return
         with namespaces.inside(self.config.namespace(uid)):
             with links.netlink() as socket:
                 socket.link("set", index=links.index_of(socket, UPLINK), state="up")
                 socket.route("replace", dst="default", gateway=self.config.gateway)
             links.announce_address(UPLINK, mac_from_seed(f"uplink {request.ipv4}"), request.ipv4)
         settled = msgspec.structs.replace(request, standby=False)
-        _write(self._folder / uid / "attachment.json", msgspec.json.encode(settled))
+        _write(self._folder / uid / _MADE, msgspec.json.encode(settled))
 
     async def withdraw(self, uid: str) -> None:
         """The guest runs on another host now: nothing here answers for its address. Raises NetworkError."""
@@ -329,8 +334,9 @@ class PodNetwork:
         with links.netlink() as socket:
             if links.index_of(socket, tap):
                 return links.has_carrier(socket, tap)
-        with namespaces.inside(namespace), links.netlink() as socket:
+        with contextlib.suppress(NetworkError), namespaces.inside(namespace), links.netlink() as socket:
             return bool(links.index_of(socket, tap)) and links.has_carrier(socket, tap)
+        return False  # a name without a namespace: half made
 
     async def detach(self, uid: str) -> None:
         """Remove all that a machine has here; no-op when there is nothing."""
@@ -375,19 +381,24 @@ class PodNetwork:
 
     # -- after a restart of the agent -----------------------------------------------------------------------------
 
-    def _known(self, uid: str) -> Attachment | None:
+    def _known(self, uid: str, name: str = _MADE) -> Attachment | None:
         try:
-            return msgspec.json.decode((self._folder / uid / "attachment.json").read_bytes(), type=Attachment)
+            return msgspec.json.decode((self._folder / uid / name).read_bytes(), type=Attachment)
         except (OSError, msgspec.DecodeError, msgspec.ValidationError):
             return None
 
     def _reconcile(self) -> None:
-        """Adopt complete attachments, remove half-made ones and interfaces that belong to none."""
+        """Adopt complete attachments and finish those of running machines; remove half-made ones, and interfaces that
+        belong to none.
+        """
         uids = self._uids()
         for uid in uids:
+            running, wanted = self._is_running(uid), self._known(uid, _WANTED)
+            if running and wanted is not None:
+                self._furnish(wanted)
             if self._known(uid) is None:
                 self._detach(uid)
-            elif self._is_running(uid):
+            elif running:
                 self._settle(uid)
         kept = {name for uid in uids for name in (self.config.tap(uid), self.config.veth(uid))}
         with links.netlink() as socket:

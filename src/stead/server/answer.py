@@ -25,7 +25,12 @@ IN_THREAD_FROM_BYTES = 1024 * 1024
 
 JSON = "application/json"
 YAML = "application/yaml"
+PROTOBUF = "application/vnd.kubernetes.protobuf"
+MEDIA_TYPES = (JSON, YAML, PROTOBUF)
 PLAIN = "text/plain; charset=utf-8"
+
+#: browsers must not guess a type: on what plain HTTP handlers answer
+NOSNIFF = ("X-Content-Type-Options", "nosniff")
 
 _PROJECTIONS = frozenset({"Table", "PartialObjectMetadata", "PartialObjectMetadataList"})
 _encoder = msgspec.json.Encoder()
@@ -62,7 +67,7 @@ def json_answer(value: Any, code: int = 200) -> Answer:
 
 def text_answer(text: str, code: int = 200) -> Answer:
     """An answer of plain text; browsers must not sniff it."""
-    return Answer(code, text.encode(), PLAIN, [("X-Content-Type-Options", "nosniff")])
+    return Answer(code, text.encode(), PLAIN, [NOSNIFF])
 
 
 def error_answer(error: ApiError) -> Answer:
@@ -78,8 +83,7 @@ def error_answer(error: ApiError) -> Answer:
         answer.headers = [("Retry-After", str(seconds))]
     elif error.code == 429:
         answer.headers = [("Retry-After", "1")]
-    if error.code == 403:
-        answer.headers = [*answer.headers, ("X-Content-Type-Options", "nosniff")]
+    answer.headers = [*answer.headers, *error.headers]
     return answer
 
 
@@ -92,7 +96,28 @@ def negotiate(accept: str, *, projections: bool = True) -> Accepted:
         chosen = _choose(media, params, projections)
         if chosen is not None:
             return chosen
-    raise ApiError("NotAcceptable", f"only the following media types are accepted: {JSON}, {YAML}")
+    raise not_acceptable()
+
+
+def not_acceptable() -> ApiError:
+    """406 in the API server's words; it names the type that only bodies of requests may have here, too."""
+    return ApiError("NotAcceptable", f"only the following media types are accepted: {', '.join(MEDIA_TYPES)}")
+
+
+def check_route(accept: str, *, is_collection: bool) -> None:
+    """What a route of a built-in kind makes of Accept before anything else. Raises 406 in the router's words."""
+    clauses = [clause.partition(";")[0].strip() for clause in accept.split(",")]
+    if not accept.strip() or any(clause in ("*/*", *MEDIA_TYPES) for clause in clauses):
+        return
+    offered = [*MEDIA_TYPES, *(f"{name};stream=watch" for name in (JSON, PROTOBUF) if is_collection)]
+    text = f"406: Not Acceptable\n\nAvailable representations: {', '.join(offered)}"
+    raise ApiError("NotAcceptable", text, {})
+
+
+def wants_protobuf(accept: str) -> bool:
+    """Whether a client reads nothing but protobuf; only a refusal can be told to it."""
+    kinds = {clause.partition(";")[0].strip() for clause in accept.split(",")}
+    return PROTOBUF in kinds and not kinds & {JSON, YAML, "*/*", "application/*"}
 
 
 def _clauses(accept: str) -> list[tuple[float, str, dict[str, str]]]:

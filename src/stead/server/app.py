@@ -12,7 +12,7 @@ import contextlib
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
 import msgspec
@@ -20,20 +20,25 @@ import structlog
 
 from stead.kinds import register
 from stead.kinds.old_manifests import newer_version
-from stead.kube import encoding, meta
-from stead.kube.errors import ApiError
-from stead.server import mutation, scale, streaming
+from stead.kinds.resource import Resource
+from stead.kube import encoding, meta, protobuf
+from stead.kube.errors import ApiError, not_found
+from stead.server import foreign, mutation, scale, streaming
 from stead.server.answer import (
     JSON,
+    NOSNIFF,
+    PROTOBUF,
     YAML,
     Accepted,
     Answer,
+    check_route,
     encode,
     error_answer,
     json_answer,
     negotiate,
     send_answer,
     text_answer,
+    wants_protobuf,
 )
 from stead.server.audit import AuditLog, Entry
 from stead.server.authn import ANONYMOUS, MASTERS, Authenticator, User, impersonated
@@ -48,7 +53,7 @@ from stead.server.lifecycle import PlainError
 from stead.server.openapi import OpenApi
 from stead.server.reading import list_body, list_options
 from stead.server.registry import Record
-from stead.server.request import Request, request_from
+from stead.server.request import Request, duration_seconds, request_from
 from stead.server.shapes import Shape, shape_of
 from stead.server.verbs import Verbs
 
@@ -211,7 +216,10 @@ class App:
             return text_answer(error.message, error.code)
         answer = error_answer(error)
         answer.warnings = [*error.warnings, *answer.warnings]
-        if exchange.headers.get("accept", "").startswith(YAML):
+        accept = exchange.headers.get("accept", "")
+        if wants_protobuf(accept):
+            answer.body, answer.content_type = protobuf.encode_status(msgspec.json.decode(answer.body)), PROTOBUF
+        elif accept.startswith(YAML):
             answer.body, answer.content_type = encoding.encode_yaml(msgspec.json.decode(answer.body)), YAML
         return answer
 
@@ -250,12 +258,14 @@ class App:
         if server.logins is not None and request.path.rstrip("/") in LOGIN_PATHS:
             return await server.logins.handle(exchange)
         await self._authenticate(exchange)
-        self._impersonate(exchange)
+        with _not_sniffed():
+            self._impersonate(exchange)
         if request.path.rstrip("/").startswith(_OPEN) and not request.is_resource:
             opened = self._open_path(exchange)
             if opened is not None:
                 return opened
-        self._authorize(exchange)
+        with _not_sniffed():
+            self._authorize(exchange)
         await server.authenticator.spend(exchange.original or exchange.user)
         async with self._place(exchange):
             if exchange.scope["type"] == "websocket":
@@ -271,10 +281,8 @@ class App:
 
     def _deadline(self, request: Request) -> float:
         limit = WRITE_SECONDS if request.is_write else READ_SECONDS
-        text = (request.query.get("timeout") or "").removesuffix("s")
-        if text.isdigit() and int(text) > 0:
-            return min(limit, float(text))
-        return limit
+        wanted = duration_seconds(request.query.get("timeout") or "0")
+        return min(limit, wanted) if wanted > 0 else limit
 
     async def _authenticate(self, exchange: Exchange) -> None:
         extensions = exchange.scope.get("extensions") or {}
@@ -342,11 +350,13 @@ class App:
             return json_answer(server.authenticator.issuer.jwks())
         if path == "/.well-known/openid-configuration":
             issuer = server.authenticator.issuer
-            return json_answer({
+            answer = json_answer({
                 "issuer": issuer.issuer, "jwks_uri": f"https://{server.address}/openid/v1/jwks",
                 "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
                 "id_token_signing_alg_values_supported": [issuer.algorithm],
             })  # fmt: skip
+            answer.headers = [("Cache-Control", "public, max-age=3600")]
+            return answer
         return server.health.answer(path, request.query)
 
     async def _other(self, exchange: Exchange) -> Answer:
@@ -382,11 +392,17 @@ class App:
     async def _resource(self, exchange: Exchange) -> Answer | None:
         request, server = exchange.request, self._server
         if request.group in SUBRESOURCE_GROUPS and server.subresources is not None:
-            return await server.subresources.http(exchange)
+            with _not_sniffed():
+                found = await server.subresources.http(exchange)
+            if found is not None and NOSNIFF not in found.headers:
+                found.headers = [*found.headers, NOSNIFF]
+            return found
         served = server.catalogue.find(request.group, request.version, request.plural)
         if served is None:
             return _unknown(server.catalogue, request)
         resource = served.resource
+        if "//" in request.path or "/" in request.name:
+            raise _no_resource()
         if resource is register.NAMESPACE:
             # `namespaces/x/namespaces/y` would be authorised in x and act on y.
             if request.namespace != request.name:
@@ -394,11 +410,15 @@ class App:
         elif resource.namespaced != bool(request.namespace):
             everywhere = resource.namespaced and not request.name
             if everywhere and request.verb not in ("list", "watch"):
+                if not resource.builtin:
+                    return text_answer("404 page not found\n", 404)
                 raise _method_not_allowed()
             if not everywhere:
                 return text_answer("404 page not found\n", 404)
         if request.subresource:
             return await self._subresource(exchange, served)
+        if request.verb == "create":
+            foreign.check_creatable(resource)
         if request.verb not in resource.verbs or (request.verb == "create" and request.name):
             raise _method_not_allowed()
         if request.verb in ("get", "update", "patch", "delete") and not request.name:
@@ -411,17 +431,19 @@ class App:
             if request.verb != "create" or self._server.reviews is None:
                 raise _method_not_allowed()
             body = await read_body(exchange.receive, exchange.headers)
-            return await self._server.reviews.token(exchange, self._decode(exchange, served, body).value)
+            return await self._server.reviews.token(
+                exchange, self._decode(exchange, served, body, other_kind=True).value
+            )
         allowed = (request.subresource == "status" and resource.status_subresource) or (
             request.subresource == "finalize" and resource is register.NAMESPACE
         )
         if request.subresource == "scale" and resource.scale and not request.rest:
             return await self._scale(exchange, served)
         if not allowed or request.rest:
-            raise _no_resource()
+            raise _no_resource() if resource.builtin else not_found(resource.plural, request.name, resource.group)
         verbs = ("update",) if request.subresource == "finalize" else ("get", "update", "patch")
         if request.verb not in verbs:
-            raise _method_not_allowed()
+            raise _method_not_allowed() if resource.builtin else _unsupported(resource, request.verb)
         return await self._verb(exchange, served)
 
     async def _scale(self, exchange: Exchange, served: Served) -> Answer:
@@ -438,7 +460,7 @@ class App:
             call = msgspec.structs.replace(self._call(exchange, served, options), subresource="")
             wanted = scale.scale_of(served.resource, obj)
             if request.verb == "update":
-                wanted = self._decode(exchange, served, body).value
+                wanted = self._decode(exchange, served, body, other_kind=True).value
             else:
                 kind = mutation.check_type(served.resource, exchange.headers.get("content-type", ""))
                 wanted = scale.patched(kind, body, wanted)
@@ -451,7 +473,10 @@ class App:
 
     async def _verb(self, exchange: Exchange, served: Served) -> Answer | None:
         request = exchange.request
-        accepted = negotiate(exchange.headers.get("accept", ""))
+        accept = exchange.headers.get("accept", "")
+        if served.resource.builtin:
+            check_route(accept, is_collection=request.verb in ("list", "watch"))
+        accepted = negotiate(accept)
         shape = shape_of(served.resource, request.version, accepted, request.query.get("includeObject") or "")
         if request.verb == "watch":
             return await self._watch(exchange, shape, accepted)
@@ -466,7 +491,7 @@ class App:
             call = self._call(exchange, served, "UpdateOptions")
             decoded = self._decode(exchange, served, body)
             return self._outcome(
-                await self._server.verbs.update(call, decoded.value, decoded.duplicates), shape, accepted
+                await self._server.verbs.update(call, decoded.value, decoded.problems), shape, accepted
             )
         if request.verb == "patch":
             return await self._patch(exchange, served, shape, accepted, body)
@@ -481,8 +506,8 @@ class App:
             options=write_options(options, request.query, exchange.headers.get("user-agent", "")),
         )  # fmt: skip
 
-    def _decode(self, exchange: Exchange, served: Served, body: bytes) -> encoding.Decoded:
-        return decode_object(body, media_type(exchange.headers), served.resource)
+    def _decode(self, exchange: Exchange, served: Served, body: bytes, *, other_kind: bool = False) -> encoding.Decoded:
+        return decode_object(body, media_type(exchange.headers), served.resource, other_kind=other_kind)
 
     async def _get(self, exchange: Exchange, shape: Shape, accepted: Accepted) -> Answer:
         request, verbs = exchange.request, self._server.verbs
@@ -513,8 +538,7 @@ class App:
 
     async def _watch(self, exchange: Exchange, shape: Shape, accepted: Accepted) -> Answer | None:
         if accepted.format == "yaml":
-            text = "only the following media types are accepted: application/json;stream=watch"
-            raise ApiError("NotAcceptable", text)
+            raise streaming.unacceptable()
         request = exchange.request
         namespace = request.namespace if shape.resource.namespaced else ""
         return await self._watches.serve(exchange, self._server.verbs.registry, shape, namespace)
@@ -528,7 +552,7 @@ class App:
             if self._server.reviews is None:
                 raise _method_not_allowed()
             return _formatted(await self._server.reviews.create(exchange, served, decoded.value), accepted)
-        return self._outcome(await self._server.verbs.create(call, decoded.value, decoded.duplicates), shape, accepted)
+        return self._outcome(await self._server.verbs.create(call, decoded.value, decoded.problems), shape, accepted)
 
     async def _patch(self, exchange: Exchange, served: Served, shape: Shape, accepted: Accepted, body: bytes) -> Answer:
         kind = mutation.check_type(served.resource, exchange.headers.get("content-type", ""))
@@ -536,7 +560,7 @@ class App:
         mutation.check_patch_options(call, kind)
         if kind == "application/apply-patch+yaml":
             decoded = decode_object(body, kind, served.resource, apply=True)
-            outcome = await self._server.verbs.apply(call, decoded.value, decoded.duplicates)
+            outcome = await self._server.verbs.apply(call, decoded.value, decoded.problems)
         else:
             outcome = await self._server.verbs.patch(call, mutation.change_from(kind, body))
         return self._outcome(outcome, shape, accepted)
@@ -565,6 +589,16 @@ class App:
         return _formatted(answer, accepted)
 
 
+@contextlib.contextmanager
+def _not_sniffed() -> Iterator[None]:
+    """A refusal is marked as answers of plain HTTP handlers are."""
+    try:
+        yield
+    except ApiError as error:
+        error.headers = [NOSNIFF]
+        raise
+
+
 def _formatted(answer: Answer, accepted: Accepted) -> Answer:
     """The answer in YAML where the client wants that."""
     if accepted.format == "yaml" and answer.content_type == JSON:
@@ -574,6 +608,13 @@ def _formatted(answer: Answer, accepted: Accepted) -> Answer:
 
 def _method_not_allowed() -> ApiError:
     return ApiError("MethodNotAllowed", "the server does not allow this method on the requested resource", {})
+
+
+def _unsupported(resource: Resource, verb: str) -> ApiError:
+    """405 of custom resources."""
+    qualified = f"{resource.plural}.{resource.group}"
+    text = f'{verb} is not supported on resources of kind "{qualified}"'
+    return ApiError("MethodNotAllowed", text, {"group": resource.group, "kind": resource.plural})
 
 
 def _no_resource() -> ApiError:

@@ -27,6 +27,7 @@ from stead.kinds import register
 from stead.kinds.accounts import SESSION_PREFIX, URI_PREFIX
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
+from stead.kube.meta import go_quote
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -338,7 +339,7 @@ def impersonated(headers: list[tuple[str, str]]) -> User | None:
             extra.setdefault(key.removeprefix("impersonate-extra-"), []).append(value)
     if not name:
         if groups or extra or uid:
-            raise ApiError("BadRequest", "requested groups, uid or extra without impersonating a user name")
+            raise ApiError("BadRequest", f"requested {_go_user(uid, groups, extra)} without impersonating a user name")
         return None
     if name == ANONYMOUS.name:
         return User(name, uid, (*groups, "system:unauthenticated"), extra)
@@ -349,3 +350,11 @@ def impersonated(headers: list[tuple[str, str]]) -> User | None:
     if AUTHENTICATED not in groups:
         groups.append(AUTHENTICATED)
     return User(name, uid, tuple(groups), extra)
+
+
+def _go_user(uid: str, groups: list[str], extra: dict[str, list[str]]) -> str:
+    """A user without a name as Go prints it."""
+    named = f"[]string{{{', '.join(map(go_quote, groups))}}}" if groups else "[]string(nil)"
+    told = ", ".join(f'"{key}":[]string{{{", ".join(map(go_quote, values))}}}' for key, values in extra.items())
+    more = f"map[string][]string{{{told}}}" if extra else "map[string][]string(nil)"
+    return f'&user.DefaultInfo{{Name:"", UID:"{uid}", Groups:{named}, Extra:{more}}}'

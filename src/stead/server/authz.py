@@ -161,7 +161,7 @@ class Authorizer:
             return
         rules = self._role_rules(ref, namespace)
         if rules is None:
-            raise not_found(plural, ref.get("name", ""), RBAC_GROUP)
+            raise not_found(resource.plural, ref.get("name", ""), RBAC_GROUP)
         self._check_covered(user, resource, new, list(rules))
 
     def _check_covered(self, user: User, resource: Resource, new: dict[str, Any], rules: list[Rule]) -> None:
@@ -171,7 +171,7 @@ class Authorizer:
             return
         name = new["metadata"].get("name", "")
         groups = " ".join(f'"{group}"' for group in user.groups)
-        texts = "\n".join(compact_rule(rule) for rule in _merged(missing))
+        texts = "\n".join(sorted({compact_rule(rule) for rule in _merged(missing)}))
         message = (
             f'{resource.plural}.{RBAC_GROUP} "{name}" is forbidden: user "{user.name}" (groups=[{groups}]) is '
             f"attempting to grant RBAC permissions not currently held:\n{texts}"

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from stead.kinds.resource import Resource
+from stead.kube import meta
 from stead.kube.errors import ApiError, cause, invalid
 from stead.server.authn import User
 from stead.server.registry import Record
@@ -77,9 +78,10 @@ def write_options(kind: str, query: Query, user_agent: str) -> Options:
     if len(manager) > _MANAGER_MAX:
         text = f"Too long: may not be more than {_MANAGER_MAX} bytes"
         causes.append(cause("fieldManager", text, "FieldValueTooLong"))
-    if any(not char.isprintable() for char in manager):
-        shown = msgspec.json.encode(manager).decode()
-        causes.append(cause("fieldManager", f"Invalid value: {shown}: should only contain printable characters"))
+    for at, char in enumerate(manager):
+        if not char.isprintable():
+            text = f"invalid character U+{ord(char):04X} (at position {len(manager[:at].encode())})"
+            causes.append(cause("fieldManager", f"Invalid value: {meta.go_quote(manager)}: {text}"))
     validation = query.get("fieldValidation") or ""
     if validation and validation not in VALIDATION_MODES:
         text = f'Unsupported value: "{validation}": supported values: "", "Ignore", "Strict", "Warn"'

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from stead.server.answer import Answer, json_answer
+from stead.kinds import register
+from stead.server.answer import NOSNIFF, Answer, json_answer
 from stead.server.catalogue import OWN_SUBRESOURCE_GROUP, SUBRESOURCE_GROUP, SUBRESOURCE_GROUPS, Catalogue, Served
 
 _encoder = msgspec.json.Encoder()
@@ -21,26 +22,25 @@ _AGGREGATED = "application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDis
 _CUSTOM_ORDER = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
 _READ_WRITE = ["get", "patch", "update"]
 
-#: KubeVirt's subresources as its API server lists them
+#: those of KubeVirt's subresources that its API server lists and we have
 KUBEVIRT_SUBRESOURCES = (
     "expand-vm-spec",
     *(
         f"virtualmachineinstances/{name}"
         for name in (
             "vnc", "vnc/screenshot", "console", "portforward", "pause", "unpause", "freeze", "unfreeze", "reset",
-            "softreboot", "guestosinfo", "userlist", "filesystemlist", "addvolume", "removevolume", "evacuate/cancel",
-            "usbredir",
+            "softreboot", "guestosinfo", "userlist", "filesystemlist", "addvolume", "removevolume", "objectgraph",
+            "evacuate/cancel",
         )
     ),
     *(
         f"virtualmachines/{name}"
-        for name in (
-            "start", "stop", "restart", "migrate", "addvolume", "removevolume", "memorydump", "removememorydump",
-            "expand-spec", "portforward", "evacuate/cancel",
-        )
+        for name in ("start", "stop", "restart", "migrate", "expand-spec", "objectgraph", "evacuate/cancel")
     ),
-    "version", "healthz", "guestfs",
 )  # fmt: skip
+
+#: kinds that the original keeps in an older version than it serves: what tells storage versions apart says so
+_STORED_AS = {"CustomResourceDefinition": "v1beta1"}
 
 OWN_SUBRESOURCES = ("virtualmachineinstances/stats", "virtualmachineinstances/xml")
 
@@ -79,7 +79,9 @@ class Discovery:
         version = parts[-1]
         if version not in groups.get(group, ()) or (parts[0] == "api") != (group == ""):
             return None
-        return json_answer(self._resources(group, version))
+        answer = json_answer(self._resources(group, version))
+        answer.headers = [NOSNIFF] if group == SUBRESOURCE_GROUP else []
+        return answer
 
     def paths(self) -> list[str]:
         """What `/` lists."""
@@ -172,8 +174,11 @@ def _legacy_entries(served: Served) -> list[dict[str, Any]]:
         entry["shortNames"] = list(resource.short_names)
     if resource.categories:
         entry["categories"] = list(resource.categories)
-    if resource.edition:
-        identity = f"{resource.group}/{resource.version}/{resource.kind}"
+    if "watch" in resource.verbs:
+        # Events of both groups are stored as the older one.
+        stored = register.EVENT if resource.kind == register.EVENT.kind and resource.builtin else resource
+        version = _STORED_AS.get(stored.kind, stored.version) if stored.builtin else stored.version
+        identity = f"{stored.group}/{version}/{stored.kind}"
         entry["storageVersionHash"] = base64.b64encode(hashlib.sha256(identity.encode()).digest()[:8]).decode()
     found = [entry]
     for name, kind, verbs, extra in subresources_of(served):

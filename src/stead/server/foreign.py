@@ -12,12 +12,20 @@ from typing import Any
 
 from stead.kinds.resource import Resource
 from stead.kube import schema
+from stead.kube.errors import ApiError
 
 Object = dict[str, Any]
 Causes = list[dict[str, str]]
 
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _MISSING: Any = object()
+
+
+def check_creatable(resource: Resource) -> None:
+    """Nothing is created, by whatever verb, while the definition of the kind goes away. Raises 405."""
+    if resource.edition and "create" not in resource.verbs:
+        text = "create not allowed while custom resource definition is terminating"
+        raise ApiError("MethodNotAllowed", text, {"group": resource.group, "kind": resource.plural})
 
 
 def as_defined(resource: Resource, obj: Object, version: str = "") -> Object:

@@ -46,19 +46,22 @@ class OpenApi:
         accept = headers.get("accept", "")
         self._forget_old()
         if path == "/openapi/v3":
-            return await self._index(headers)
+            return await self._index()
         if path == "/openapi/v2":
             return await self._answer_v2(accept, headers)
         name = path.removeprefix("/openapi/v3/")
-        if not path.startswith("/openapi/v3/") or name not in self._names():
+        if not path.startswith("/openapi/v3/"):
             return None
+        # Like the original, these two say nothing but the code.
+        if name not in self._names():
+            return Answer(404, b"", "")
         if accept and "json" not in accept and "*/*" not in accept:
-            raise _not_acceptable()
+            return Answer(406, b"", "", [("Vary", "Accept")])
         body, tag = await self._document(name)
         wanted = query.get("hash")
         if wanted is not None and wanted != tag:
-            location = [("Location", f"/openapi/v3/{name}?hash={tag}")]
-            return Answer(301, b"", "text/plain", location)
+            location = [("Location", f"/openapi/v3/{name}?hash={tag}"), ("Etag", f'"{tag}"'), ("Vary", "Accept")]
+            return Answer(301, b"", headers=location)
         answer = _cached(body, tag, headers)
         if wanted is not None and answer.code == 200:
             expires = formatdate(time() + _YEAR_SECONDS, usegmt=True)
@@ -111,13 +114,13 @@ class OpenApi:
                     found[f"apis/{group}/{version}" if group else f"api/{version}"] = (group, version)
         return found
 
-    async def _index(self, headers: dict[str, str]) -> Answer:
+    async def _index(self) -> Answer:
         paths = {}
         for name in self._names():
             _, tag = await self._document(name)
             paths[name] = {"serverRelativeURL": f"/openapi/v3/{name}?hash={tag}"}
         body = _encoder.encode({"paths": paths})
-        return _cached(body, _hash(body), headers)
+        return Answer(200, body, "text/plain; charset=utf-8")
 
     async def _document(self, name: str) -> tuple[bytes, str]:
         known = self._documents.get(name)
@@ -176,8 +179,10 @@ def _component(served: Served, version: str) -> Schema:
     properties = dict(served.schema.get("properties", {}))
     description = properties.get("metadata", {}).get("description", "Standard object metadata.")
     properties["metadata"] = {
-        "description": description, "default": {}, "allOf": [{"$ref": f"#/components/schemas/{_META_NAME}"}],
+        "description": description, "allOf": [{"$ref": f"#/components/schemas/{_META_NAME}"}],
     }  # fmt: skip
+    if served.resource.builtin:
+        properties["metadata"]["default"] = {}
     kind = {"group": served.resource.group, "version": version, "kind": served.resource.kind}
     return {**served.schema, "properties": properties, "x-kubernetes-group-version-kind": [kind]}
 

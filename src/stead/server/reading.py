@@ -16,13 +16,14 @@ from typing import Any
 
 import msgspec
 
+from stead.kinds.events import GROUP as EVENTS_GROUP
 from stead.kinds.resource import Resource
 from stead.kube import meta, selectors
 from stead.kube.errors import ApiError, cause, invalid
 from stead.server import table
 from stead.server.registry import Compacted, Object, Record, Registry, with_revision
 from stead.server.request import Query
-from stead.server.shapes import EVENTS_GROUP, Shape, partial_metadata
+from stead.server.shapes import Shape, partial_metadata
 from stead.store.contract import Entry
 
 #: how long a read waits for a revision that has not arrived, seconds
@@ -106,7 +107,7 @@ def parse_selector(resource: Resource, labels: str, fields: str) -> Selector:
         allowed = resource.field_selectors
         if resource.group == EVENTS_GROUP:
             allowed = _events_v1_fields()
-        tabled = not resource.builtin or bool(resource.field_selectors)
+        tabled = not resource.builtin or bool(allowed)
         selectors.check_fields(chosen, allowed, tabled=tabled)
     return Selector(parsed, chosen)
 
@@ -156,6 +157,8 @@ def list_options(resource: Resource, query: Query) -> ListOptions:
         revision = parse_revision(version) if version else None
     except ValueError as error:
         raise ApiError("BadRequest", f"invalid resource version: {error}") from error
+    if query.has("timeoutSeconds"):
+        _number(query.get("timeoutSeconds") or "0")
     if token and revision:
         raise ApiError("BadRequest", "specifying resource version is not allowed when using continue")
     return ListOptions(
@@ -164,9 +167,13 @@ def list_options(resource: Resource, query: Query) -> ListOptions:
 
 
 def _limit(query: Query) -> int:
-    text = query.get("limit") or "0"
+    return max(0, _number(query.get("limit") or "0"))
+
+
+def _number(text: str) -> int:
+    """An integer of a query. Raises 400."""
     try:
-        return max(0, int(text))
+        return int(text)
     except ValueError as error:
         raise ApiError("BadRequest", f'strconv.ParseInt: parsing "{text}": invalid syntax') from error
 

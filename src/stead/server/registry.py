@@ -162,6 +162,11 @@ class Registry:
         """Changes after a revision. Raises `Compacted`."""
         return self.cache.subscribe(self.prefix(resource, namespace), after)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other planes write to the store too."""
+        return self._store.is_shared
+
     async def commit(self, writes: Sequence[Put | Delete]) -> int:
         """Write all or nothing, and return once reads show it. Raises `store.contract.Conflict`."""
         revision = await self._store.commit(writes)

@@ -6,9 +6,12 @@ k8s.io/apiserver: `/api/v1/...` and `/apis/GROUP/VERSION/...` are resource paths
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
+
+from stead.kube.errors import ApiError
 
 #: parts below `namespaces/NAME/` that belong to the Namespace itself
 _NAMESPACE_SUBRESOURCES = frozenset({"status", "finalize"})
@@ -74,6 +77,29 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     def is_write(self) -> bool:
         """Whether the verb may change something."""
         return self.verb in ("create", "update", "patch", "delete", "deletecollection")
+
+
+_UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"(\d+\.?\d*|\.\d+)([^\d.]*)")
+
+
+def duration_seconds(text: str) -> float:
+    """Seconds of a Go duration (`32s`, `1m30s`). Raises 400 in Go's words."""
+    shown, bare = f'"{text}"', text.lstrip("+-") if text[:1] in "+-" and text else text
+    why = ""
+    if bare == "0":
+        return 0.0
+    parts = _DURATION_PART.findall(bare)
+    if not bare or "".join(number + unit for number, unit in parts) != bare:
+        why = f"time: invalid duration {shown}"
+    for _, unit in parts:
+        if not why and unit not in _UNIT_SECONDS:
+            why = f'time: unknown unit "{unit}" in duration {shown}' if unit else ""
+            why = why or f"time: missing unit in duration {shown}"
+    if why:
+        raise ApiError("BadRequest", f"invalid timeout specified in the request URL - {why}")
+    seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    return -seconds if text.startswith("-") else seconds
 
 
 def request_from(method: str, raw_path: str, query_string: str) -> Request:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from stead.kinds import register
 from stead.kube import meta
 from stead.kube.errors import ApiError, cause, invalid, not_found
@@ -68,7 +70,13 @@ class Reviews:
                 text = f"Invalid value: {meta.go_quote(where)}: must match metadata.namespace"
                 raise _invalid([cause("spec.resourceAttributes.namespace", text)])
             metadata = {**metadata, "namespace": exchange.request.namespace}
-        decision = self._authorizer.authorize(user, _asked(spec))
+        asked = _asked(spec)
+        # Like the original, refuse what looks like an object with a name of its own.
+        allowed = ("namespace",) if kind == "LocalSubjectAccessReview" else ()
+        if any(value and key not in allowed for key, value in metadata.items()):
+            text = f"Invalid value: {msgspec.json.encode(metadata).decode()}: must be empty"
+            raise _invalid([cause("metadata", text)])
+        decision = self._authorizer.authorize(user, asked)
         status: Object = {"allowed": decision.allowed}
         if decision.reason:
             status["reason"] = decision.reason
@@ -138,7 +146,10 @@ class Reviews:
         shown["boundObjectRef"] = spec.get("boundObjectRef")
         return json_answer({
             "kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1",
-            "metadata": {"name": request.name, "namespace": request.namespace, "creationTimestamp": meta.now()},
+            "metadata": {
+                "name": request.name, "namespace": request.namespace, "uid": account["metadata"]["uid"],
+                "creationTimestamp": meta.now(),
+            },
             "spec": shown, "status": {"token": text, "expirationTimestamp": meta.format_time(moment)},
         }, 201)  # fmt: skip
 
@@ -155,7 +166,9 @@ class Reviews:
                 f"the UID in the bound object reference ({ref['uid']}) does not match the UID in record. The object "
                 "might have been deleted and then recreated"
             )
-            raise ApiError("Conflict", text)
+            named = f'{resource.kind} "{ref.get("name") or ""}"'
+            details = {"name": ref.get("name") or "", "kind": resource.kind}
+            raise ApiError("Conflict", f"Operation cannot be fulfilled on {named}: {text}", details)
         return {"kind": resource.kind, "name": ref.get("name") or "", "uid": uid}
 
 

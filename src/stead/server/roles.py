@@ -53,52 +53,70 @@ def _to(*names: str) -> dict[str, str]:
 
 
 _CORE = ["configmaps", "events", "persistentvolumeclaims", "serviceaccounts"]
-_INSTANCE_READ = ["guestosinfo", "filesystemlist", "userlist"]
-_INSTANCE_USE = [
-    "console", "vnc", "vnc/screenshot", "portforward", "pause", "unpause", "addvolume", "removevolume", "freeze",
-    "unfreeze", "softreboot",
-    "reset", "usbredir", "evacuate/cancel",
+_ALL = [*_WRITE, *_READ]
+_EDIT = [verb for verb in _ALL if verb != "deletecollection"]
+#: subresources by what they do: told to who views, opened or changed by who edits
+_INSTANCE_TOLD = ["guestosinfo", "filesystemlist", "userlist", "objectgraph", "sev/fetchcertchain",
+                  "sev/querylaunchmeasurement"]  # fmt: skip
+_INSTANCE_OPENED = ["console", "vnc", "portforward", "usbredir"]
+_INSTANCE_CHANGED = [
+    "pause", "unpause", "addvolume", "removevolume", "freeze", "unfreeze", "softreboot", "reset", "evacuate/cancel",
+    "sev/setupsession", "sev/injectlaunchsecret",
 ]  # fmt: skip
-_MACHINE_USE = [
+_MACHINE_TOLD = ["expand-spec", "objectgraph"]
+_MACHINE_CHANGED = [
     "start", "stop", "restart", "addvolume", "removevolume", "memorydump", "removememorydump", "evacuate/cancel",
-    "portforward",
 ]  # fmt: skip
-_KINDS = ["virtualmachines", "virtualmachineinstances"]
-_TYPES = [
-    "virtualmachineinstancetypes", "virtualmachineclusterinstancetypes", "virtualmachinepreferences",
-    "virtualmachineclusterpreferences",
-]  # fmt: skip
-_CDI = ["datavolumes", "datasources", "dataimportcrons"]
-_CDI_CLUSTER = ["storageprofiles", "cdiconfigs", "cdis"]
+_CLUSTER_TYPES = ["virtualmachineclusterinstancetypes", "virtualmachineclusterpreferences"]
+#: KubeVirt's kinds that who edits writes, by group; kinds that are not served are here too, as upstream has them
+_OWNED = {
+    "kubevirt.io": ["virtualmachines", "virtualmachineinstances", "virtualmachineinstancepresets",
+                    "virtualmachineinstancereplicasets"],
+    "instancetype.kubevirt.io": ["virtualmachineinstancetypes", "virtualmachinepreferences", *_CLUSTER_TYPES],
+    "snapshot.kubevirt.io": ["virtualmachinesnapshots", "virtualmachinesnapshotcontents", "virtualmachinerestores"],
+    "backup.kubevirt.io": ["virtualmachinebackups", "virtualmachinebackuptrackers"],
+    "export.kubevirt.io": ["virtualmachineexports"],
+    "clone.kubevirt.io": ["virtualmachineclones"],
+    "pool.kubevirt.io": ["virtualmachinepools"],
+}  # fmt: skip
+_CDI = ["datavolumes", "datasources", "dataimportcrons", "volumeimportsources", "volumeuploadsources",
+        "volumeclonesources"]  # fmt: skip
+_CDI_CLUSTER = ["cdiconfigs", "storageprofiles"]
 
 
 def _of(kind: str, names: list[str]) -> list[str]:
     return [f"{kind}/{name}" for name in names]
 
 
-def _kubevirt_rules(verbs: list[str], use: bool) -> list[Rule]:
-    rules = [
-        _rule(["kubevirt.io"], _KINDS, verbs),
-        _rule(["instancetype.kubevirt.io"], _TYPES, verbs if use else _READ),
-        _rule([_SUB], [*_of("virtualmachineinstances", _INSTANCE_READ), "virtualmachines/expand-spec"], ["get"]),
+def _kubevirt_rules(verbs: list[str]) -> list[Rule]:
+    """What all of KubeVirt's three roles have, with these verbs on the kinds that people own."""
+    told = [*_of("virtualmachineinstances", _INSTANCE_TOLD), *_of("virtualmachines", _MACHINE_TOLD)]
+    return [
+        *(_rule([group], plurals, verbs) for group, plurals in _OWNED.items()),
+        _rule(["kubevirt.io"], ["virtualmachineinstancemigrations"], _READ),
+        _rule(["migrations.kubevirt.io"], ["migrationpolicies"], _READ),
+        _rule([_SUB], told, ["get"]),
         _rule([_SUB], ["expand-vm-spec"], ["update"]),
         _rule([_OWN_SUB], ["virtualmachineinstances/stats"], ["get"]),
     ]
-    if use:
-        rules += [
-            _rule([_SUB], _of("virtualmachineinstances", _INSTANCE_USE), ["get", "update"]),
-            _rule([_SUB], _of("virtualmachines", _MACHINE_USE), ["get", "update"]),
-            _rule([_OWN_SUB], ["virtualmachineinstances/xml"], ["get"]),
-        ]
-    return rules
+
+
+def _kubevirt_use() -> list[Rule]:
+    """What who edits machines may do to them, beside writing the objects."""
+    opened = [*_of("virtualmachineinstances", _INSTANCE_OPENED), "virtualmachines/portforward"]
+    changed = [*_of("virtualmachineinstances", _INSTANCE_CHANGED), *_of("virtualmachines", _MACHINE_CHANGED)]
+    return [
+        _rule([_SUB], opened, ["get"]),
+        _rule([_SUB], changed, ["update"]),
+        _rule([_OWN_SUB], ["virtualmachineinstances/xml"], ["get"]),
+    ]
 
 
 def _cdi_rules(verbs: list[str], upload: bool) -> list[Rule]:
-    rules = [_rule(["cdi.kubevirt.io"], _CDI, verbs), _rule(["cdi.kubevirt.io"], _CDI_CLUSTER, _READ)]
+    rules = [_rule(["cdi.kubevirt.io"], _CDI, verbs), _rule(["cdi.kubevirt.io"], ["datavolumes/source"], ["create"])]
     if upload:
-        rules.append(_rule(["cdi.kubevirt.io"], ["datavolumes/source"], ["create"]))
-        rules.append(_rule(["upload.cdi.kubevirt.io"], ["uploadtokenrequests"], ["create"]))
-    return rules
+        return [*rules, _rule(["upload.cdi.kubevirt.io"], ["uploadtokenrequests"], ["*"])]
+    return [*rules, _rule(["cdi.kubevirt.io"], [*_CDI_CLUSTER, "objecttransfers"], _READ)]
 
 
 def default_roles() -> list[Object]:
@@ -148,7 +166,7 @@ def default_roles() -> list[Object]:
         _rule(["kubevirt.io"], ["virtualmachineinstancemigrations"], [*_WRITE, *_READ]),
     ]
     nets = _rule(["k8s.cni.cncf.io"], ["network-attachment-definitions"], _WRITE)
-    all_verbs = [*_WRITE, *_READ]
+    kubevirts = _rule(["kubevirt.io"], ["kubevirts"], ["get", "list"])
     return [
         _role("cluster-admin", everything),
         _role("system:discovery", [{"nonResourceURLs": discovery, "verbs": ["get"]}]),
@@ -161,15 +179,22 @@ def default_roles() -> list[Object]:
         _role("system:aggregate-to-admin", [local_review, rbac], _to("admin")),
         _role("system:aggregate-to-edit", [*core_edit, nets], _to("edit")),
         _role("system:aggregate-to-view", core_view, _to("view")),
-        _role("kubevirt.io:admin", _kubevirt_rules(all_verbs, use=True), _to("admin")),
-        _role("kubevirt.io:edit", _kubevirt_rules(all_verbs, use=True), _to("edit")),
-        _role("kubevirt.io:view", _kubevirt_rules(_READ, use=False), _to("view")),
-        _role("kubevirt.io:default", [_rule([_SUB], ["version", "guestfs"], ["get", "list"])]),
+        _role("kubevirt.io:admin", [
+            *_kubevirt_rules(_ALL), *_kubevirt_use(),
+            _rule([_SUB], ["virtualmachineinstances/vnc/screenshot"], ["get"]),
+            _rule(["plugin.kubevirt.io"], ["plugins"], _ALL),
+        ], _to("admin")),
+        _role("kubevirt.io:edit", [*_kubevirt_rules(_EDIT), *_kubevirt_use(), kubevirts], _to("edit")),
+        _role("kubevirt.io:view", [
+            *_kubevirt_rules(_READ), kubevirts, _rule(["plugin.kubevirt.io"], ["plugins"], _READ)
+        ], _to("view")),
+        _role("kubevirt.io:default", [_rule([_SUB], ["version", "guestfs"], ["get", "list"]), kubevirts]),
         _role("kubevirt.io:migrate", migrate),
-        _role("instancetype.kubevirt.io:view", [_rule(["instancetype.kubevirt.io"], _TYPES, _READ)]),
-        _role("cdi.kubevirt.io:admin", _cdi_rules(all_verbs, upload=True), _to("admin")),
-        _role("cdi.kubevirt.io:edit", _cdi_rules(all_verbs, upload=True), _to("edit")),
+        _role("instancetype.kubevirt.io:view", [_rule(["instancetype.kubevirt.io"], _CLUSTER_TYPES, _READ)]),
+        _role("cdi.kubevirt.io:admin", _cdi_rules(["*"], upload=True), _to("admin")),
+        _role("cdi.kubevirt.io:edit", _cdi_rules(["*"], upload=True), _to("edit")),
         _role("cdi.kubevirt.io:view", _cdi_rules(_READ, upload=False), _to("view")),
+        _role("cdi.kubevirt.io:config-reader", [_rule(["cdi.kubevirt.io"], _CDI_CLUSTER, _READ)]),
     ]  # fmt: skip
 
 
@@ -182,6 +207,7 @@ def default_bindings() -> list[Object]:
         ("system:public-info-viewer", "system:public-info-viewer", "system:authenticated"),
         ("kubevirt.io:default", "kubevirt.io:default", "system:authenticated"),
         ("instancetype.kubevirt.io:view", "instancetype.kubevirt.io:view", "system:authenticated"),
+        ("cdi.kubevirt.io:config-reader", "cdi.kubevirt.io:config-reader", "system:authenticated"),
     )
     group = "rbac.authorization.k8s.io"
     return [

@@ -40,8 +40,12 @@ def accessor_causes(resource: Resource, obj: Object) -> Causes:
 
 
 def _count_causes(path: str, value: Any) -> Causes:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if value is None:
         return []
+    if not isinstance(value, int) or isinstance(value, bool):
+        shown = "[]" if value == [] else meta.scalar_text(value)
+        kind = _GO_NAMES.get(type(value), "map[string]interface {}")
+        return [cause(path, f"Invalid value: 0: {path} accessor error: {shown} is of the type {kind}, expected int64")]
     if value < 0:
         return [cause(path, f"Invalid value: {value}: should be a non-negative integer")]
     if value > _MAX:

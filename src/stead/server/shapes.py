@@ -11,16 +11,16 @@ from typing import Any
 
 import msgspec
 
+from stead.kinds.events import GROUP as EVENTS_GROUP
 from stead.kinds.events import events_v1_from_core
 from stead.kinds.resource import Resource
+from stead.kube import meta
 from stead.kube.errors import ApiError
 from stead.server import foreign, table
-from stead.server.answer import Accepted
+from stead.server.answer import Accepted, not_acceptable
 from stead.server.registry import Object, Record, as_version
 
 _encoder = msgspec.json.Encoder()
-
-EVENTS_GROUP = "events.k8s.io"
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -103,14 +103,15 @@ class Shape(msgspec.Struct, frozen=True):
             return record.obj
         return {**record.obj, "apiVersion": self.api_version}
 
-    def bookmark(self, revision: int, annotations: dict[str, str] | None) -> bytes:
-        """The object of a BOOKMARK event."""
+    def bookmark(self, revision: int, annotations: dict[str, str] | None, *, first: bool = False) -> bytes:
+        """The object of a BOOKMARK event; columns come with the first event of a watch only."""
         metadata: Object = {"resourceVersion": str(revision)}
         if annotations:
             metadata["annotations"] = annotations
         obj: Object = {"kind": self.resource.kind, "apiVersion": self.api_version, "metadata": metadata}
         if self.projection == "Table":
-            return _encoder.encode(table.bookmark_table(self, obj))
+            body = table.bookmark_table(self, obj)
+            return _encoder.encode(body if first else {**body, "columnDefinitions": None})
         if self.projection:
             obj = {
                 "kind": "PartialObjectMetadata",
@@ -121,9 +122,7 @@ class Shape(msgspec.Struct, frozen=True):
 
     def unacceptable(self) -> ApiError:
         """406: the projection does not fit the request."""
-        return ApiError(
-            "NotAcceptable", "only the following media types are accepted: application/json, application/yaml"
-        )
+        return not_acceptable()
 
     def _kept(self, record: Record, what: str, make: Any) -> bytes:
         at = (what, *self.key)
@@ -136,7 +135,8 @@ class Shape(msgspec.Struct, frozen=True):
 def shape_of(resource: Resource, version: str, accepted: Accepted, include: str) -> Shape:
     """The shape of a request. `include` is the includeObject parameter. Raises 400 for an unknown one."""
     if include not in ("", "None", "Metadata", "Object"):
-        raise ApiError("BadRequest", f"Invalid value: {include!r}: must be 'Metadata', 'Object', 'None', or empty")
+        why = f"Invalid value: {meta.go_quote(include)}: must be 'Metadata', 'Object', 'None', or empty"
+        raise ApiError("BadRequest", f"Unable to convert to Table as requested: includeObject: {why}")
     return Shape(resource, version, accepted.projection, accepted.version, include or "Metadata")
 
 

@@ -13,7 +13,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from stead.kube.errors import ApiError
-from stead.server.answer import Answer, Send, header_list
+from stead.server.answer import JSON, PROTOBUF, Answer, Send, header_list
 from stead.server.health import Metrics
 from stead.server.registry import Registry
 from stead.server.shapes import Shape
@@ -148,3 +148,9 @@ async def _over_websocket(exchange: Exchange, watch: Watch, initial: list[Change
             await exchange.send({"type": "websocket.close", "code": 1000})
     finally:
         gone.cancel()
+
+
+def unacceptable() -> ApiError:
+    """406: a watch comes as JSON only, whatever the words of the original name besides."""
+    kinds = ", ".join(f"{name};stream=watch" for name in (JSON, PROTOBUF))
+    return ApiError("NotAcceptable", f"only the following media types are accepted: {kinds}")

@@ -163,7 +163,8 @@ class Subresources:
         try:
             value = encoding.decode(raw, media_type(exchange.headers) or "application/json").value
         except encoding.DecodeError as error:
-            raise ApiError("BadRequest", f"Can not unmarshal Request body to struct, error: {error}") from error
+            where = f"json: offset {error.offset}: " if error.offset else ""
+            raise ApiError("BadRequest", f"Can not unmarshal Request body to struct, error: {where}{error}") from error
         if value is not None and not isinstance(value, dict):
             raise ApiError("BadRequest", "Can not unmarshal Request body to struct, error: not an object")
         return value

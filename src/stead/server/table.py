@@ -79,7 +79,7 @@ def bookmark_table(shape: Shape, obj: Object) -> Object:
 
 def _row_object(shape: Shape, obj: Object) -> Object:
     if shape.include == "None":
-        return {}
+        return {"object": None}
     if shape.include == "Object":
         return {"object": obj}
     version = f"meta.k8s.io/{shape.meta_version}"

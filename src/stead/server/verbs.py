@@ -9,15 +9,25 @@ unless the caller named a resourceVersion. Follows C1 to C7, X1, X2, P1 to P5, A
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from stead.kinds import register
+from stead.kinds.events import GROUP as EVENTS_GROUP
 from stead.kinds.events import core_from_events_v1
 from stead.kinds.resource import Resource
 from stead.kube import meta, schema
 from stead.kube.errors import ApiError, already_exists, cause, conflict, invalid, not_found
-from stead.server import core_rules, definition_rules, definition_status, foreign, mutation, scale_rules
+from stead.server import (
+    core_rules,
+    definition_rules,
+    definition_status,
+    foreign,
+    mutation,
+    scale_rules,
+    storage_rules,
+    typed,
+)
 from stead.server.admission import admit, schema_texts
 from stead.server.admission.contract import AdmissionRequest
 from stead.server.authn import User
@@ -31,7 +41,6 @@ from stead.server.quota import Quotas
 from stead.server.reading import ListOptions, Page, Reader
 from stead.server.references import ReferenceGuard
 from stead.server.registry import Object, Record, Registry, stored_bytes
-from stead.server.shapes import EVENTS_GROUP
 from stead.store import contract as stores
 
 #: bytes of an object's JSON that are stored (etcd's limit for one request)
@@ -99,31 +108,35 @@ class Verbs:
 
     # --- create -------------------------------------------------------------------------------------------------
 
-    async def create(self, call: Call, obj: Object, duplicates: tuple[str, ...] = ()) -> Outcome:
+    async def create(self, call: Call, obj: Object, problems: Sequence[str] = ()) -> Outcome:
         """Create an object. Raises 400, 403, 404, 409 and 422."""
         obj = self._own_identity(call, obj)
         metadata = dict(obj["metadata"])
         version = metadata.pop("resourceVersion", "")
         if version and version != "0" and str(version).isdigit():
             raise ApiError("BadRequest", "resourceVersion should not be set on objects to be created")
+        # Of built-in kinds that count no generations, the original keeps what the client says.
+        kept = ("generation",) if resource_keeps_generation(call.resource) else ()
         for field in _SERVER_FIELDS:
-            metadata.pop(field, None)
+            if field not in kept:
+                metadata.pop(field, None)
         generated = metadata.get("generateName", "") if not metadata.get("name") else ""
         obj["metadata"] = metadata
         for _ in range(NAME_TRIES):
             if generated:
                 obj = {**obj, "metadata": {**metadata, "name": meta.generate_name(generated)}}
             try:
-                return await self._create_named(call, obj, duplicates)
+                return await self._create_named(call, obj, problems)
             except ApiError as error:
                 if not (generated and error.reason == "AlreadyExists"):
                     raise
         raise already_exists(call.resource.plural, obj["metadata"]["name"], call.resource.group)
 
-    async def _create_named(self, call: Call, obj: Object, duplicates: tuple[str, ...], managed: Any = None) -> Outcome:
+    async def _create_named(self, call: Call, obj: Object, problems: Sequence[str], managed: Any = None) -> Outcome:
         resource, served = call.resource, self._rules(call.resource)
+        foreign.check_creatable(resource)
         warnings: list[str] = []
-        obj = self._decoded(call, obj, duplicates, warnings)
+        obj = self._decoded(call, obj, problems, warnings)
         metadata = {**obj["metadata"], "uid": meta.new_uid(), "creationTimestamp": meta.now()}
         if resource.has_generation:
             metadata["generation"] = 1
@@ -157,7 +170,7 @@ class Verbs:
 
     # --- update -------------------------------------------------------------------------------------------------
 
-    async def update(self, call: Call, obj: Object, duplicates: tuple[str, ...] = ()) -> Outcome:
+    async def update(self, call: Call, obj: Object, problems: Sequence[str] = ()) -> Outcome:
         """Replace an object (or its status). Raises 400, 404, 409 and 422."""
         resource = call.resource
         obj = self._own_identity(call, obj)
@@ -166,7 +179,7 @@ class Verbs:
             text = f"the name of the object ({call.name} based on URL) was undeterminable: name must be provided"
             raise ApiError("BadRequest", text)
         warnings: list[str] = []
-        obj = self._decoded(call, obj, duplicates, warnings)
+        obj = self._decoded(call, obj, problems, warnings)
         wanted = metadata.get("resourceVersion") or ""
         if wanted and not str(wanted).isdigit():
             text = f"resourceVersion: Invalid value: {meta.go_quote(str(wanted))}: must be an unsigned integer"
@@ -204,15 +217,14 @@ class Verbs:
         def changed(old: Object) -> Object:
             warnings.clear()
             new = change.applied_to(served, self._seen(call, old))
-            if not isinstance(new, dict) or not isinstance(new.get("metadata"), dict):
-                raise ApiError("Invalid", "the server rejected our request due to an error in our request", {})
+            new = mutation.identified(call, new, warnings)
             new = self._own_identity(call, new)
-            return self._decoded(call, new, change.duplicates, warnings, patch=True)
+            return self._decoded(call, new, change.problems, warnings, patch=True)
 
         with _warned(warnings):
             return await self._change(call, changed, change.resource_version, warnings, is_patch=True)
 
-    async def apply(self, call: Call, applied: Object, duplicates: tuple[str, ...] = ()) -> Outcome:
+    async def apply(self, call: Call, applied: Object, problems: Sequence[str] = ()) -> Outcome:
         """Server-side apply: create or merge. Raises 400, 403, 409 and 422."""
         served = self._rules(call.resource)
         mutation.check_applied(call, applied)
@@ -231,7 +243,7 @@ class Verbs:
                 new = mutation.apply(served, call, None, applied)
                 managed = new["metadata"].get("managedFields")
                 try:
-                    return await self._create_applied(call, new, managed, duplicates)
+                    return await self._create_applied(call, new, managed, problems)
                 except ApiError as error:
                     if error.reason != "AlreadyExists":
                         raise
@@ -239,7 +251,7 @@ class Verbs:
             old = self._seen(call, self._stored(call.resource, record))
             wanted = str(applied["metadata"].get("resourceVersion") or "")
             new = mutation.apply(served, call, old, applied)
-            decoded = self._decoded(call, new, duplicates, warnings, patch=True)
+            decoded = self._decoded(call, new, problems, warnings, patch=True)
             if new["metadata"].get("managedFields"):
                 decoded["metadata"]["managedFields"] = new["metadata"]["managedFields"]
             try:
@@ -248,14 +260,14 @@ class Verbs:
                 await self.registry.settle(lost.revision)
         raise conflict(call.resource.plural, call.name, call.resource.group)
 
-    async def _create_applied(self, call: Call, new: Object, managed: Any, duplicates: tuple[str, ...]) -> Outcome:
+    async def _create_applied(self, call: Call, new: Object, managed: Any, problems: Sequence[str]) -> Outcome:
         """Create what was applied, with the managed fields that the apply made."""
         metadata = {key: value for key, value in new["metadata"].items() if key != "managedFields"}
         metadata.setdefault("name", call.name)
         obj = self._own_identity(call, {**new, "metadata": metadata})
         for field in (*_SERVER_FIELDS, "resourceVersion"):
             obj["metadata"].pop(field, None)
-        return await self._create_named(call, obj, duplicates, managed or [])
+        return await self._create_named(call, obj, problems, managed or [])
 
     async def _change(
         self, call: Call, make: Any, wanted: str, warnings: list[str], *, is_patch: bool = False
@@ -292,7 +304,7 @@ class Verbs:
         resource, served, old = call.resource, self._rules(call.resource), self._stored(call.resource, record)
         if wanted and wanted != str(record.revision):
             raise conflict(resource.plural, call.name, resource.group)
-        self._check_uid(call, old, new, patch)
+        self._check_identity(call, old, new, patch=patch or tracked)
         obj = self._merged(call, old, new)
         obj = obj if tracked else mutation.track(served, call, old, obj)
         obj = self._admit(call, served, obj, old, warnings)
@@ -481,7 +493,7 @@ class Verbs:
         return {**obj, "apiVersion": call.api_version} if call.version != call.resource.version else obj
 
     def _decoded(
-        self, call: Call, obj: Object, duplicates: tuple[str, ...], warnings: list[str], *, patch: bool = False
+        self, call: Call, obj: Object, problems: Sequence[str], warnings: list[str], *, patch: bool = False
     ) -> Object:
         """Types checked, unknown fields pruned (or refused), schema defaults put in. Raises 400 and 422."""
         resource, served = call.resource, self._rules(call.resource)
@@ -491,22 +503,21 @@ class Verbs:
             handled = f'{resource.kind} in version "{call.version}" cannot be handled as a {resource.kind}'
             raise ApiError("BadRequest", f"{handled}: {mismatch}")
         pruned, unknown = schema.prune(served.schema, obj)
-        problems = [f'duplicate field "{path}"' for path in duplicates] + [
-            f'unknown field "{path}"' for path in unknown
-        ]
+        problems = [*problems, *(f'unknown field "{path}"' for path in unknown)]
         if problems and call.options.validation == "Strict":
-            raise self._strict(call, problems, patch)
+            raise self._strict(call, problems, obj if patch else None)
         if call.options.validation == "Warn":
             warnings.extend(problems)
         defaulted: Object = schema.default(served.schema, pruned)
-        return {**defaulted, "metadata": schema.normalise_metadata(defaulted["metadata"])}
+        owned, repeated = meta.without_repeated_owners(schema.normalise_metadata(defaulted["metadata"]))
+        warnings.extend(repeated)
+        decoded = {**defaulted, "metadata": owned}
+        return typed.as_typed(resource, decoded) if resource.builtin else decoded
 
-    def _strict(self, call: Call, problems: list[str], patch: bool) -> ApiError:
-        text = f"strict decoding error: {', '.join(problems)}"
-        if patch:
-            causes = [cause("patch", f'Invalid value: "": {text}')]
-            error = invalid("", "", "", causes)
-            return ApiError("Invalid", error.message, {"causes": causes})
+    def _strict(self, call: Call, problems: list[str], patched: Object | None) -> ApiError:
+        text = f"strict decoding error: {mutation.told(problems)}"
+        if patched is not None:
+            return mutation.bad_patch(mutation.shown(call.resource, patched), text)
         kind = call.resource.kind
         return ApiError("BadRequest", f'{kind} in version "{call.version}" cannot be handled as a {kind}: {text}')
 
@@ -520,6 +531,7 @@ class Verbs:
             before = schema.ABSENT if old is None else old.get("status", schema.ABSENT)
             if inner and obj.get("status"):
                 causes += schema.validate(inner, obj["status"], "status", "", before)
+                causes = schema.with_unchecked(served.schema, causes)
         elif not resource.builtin:
             causes += schema.validate(served.schema, obj, old=schema.ABSENT if old is None else old)
             if not resource.edition:
@@ -544,6 +556,7 @@ class Verbs:
         causes += core_rules.check(resource, obj, old)
         if causes:
             raise invalid(resource.kind, resource.group, obj["metadata"].get("name", ""), causes)
+        storage_rules.check_resize(resource, obj, old, self.registry.peek)
         obj = self._ranges.admit(resource, obj, old)
         if old is not None:
             self._check_finalizers(resource, old, obj)
@@ -599,16 +612,18 @@ class Verbs:
         if self._guard is not None:
             self._guard.check_write(call.user, resource, old, obj)
 
-    def _check_uid(self, call: Call, old: Object, new: Object, patch: bool) -> None:
-        stated, actual = new["metadata"].get("uid"), old["metadata"].get("uid")
-        if not stated or stated == actual:
+    def _check_identity(self, call: Call, old: Object, new: Object, *, patch: bool) -> None:
+        """What names an object does not change. Raises 409 for the uid of a PUT, else 422."""
+        resource, stated, actual = call.resource, new["metadata"].get("uid"), old["metadata"].get("uid")
+        causes = meta.identity_causes(old["metadata"], new["metadata"])
+        if patch or not stated or stated == actual:
+            if causes:
+                # The original finds each of these twice.
+                raise invalid(resource.kind, resource.group, call.name, [c for each in causes for c in (each, each)])
             return
-        resource = call.resource
-        if patch:
-            text = f"Invalid value: {meta.go_quote(stated)}: field is immutable"
-            raise invalid(resource.kind, resource.group, call.name, [cause("metadata.uid", text)])
         qualified = f"{resource.plural}.{resource.group}" if resource.group else resource.plural
-        key = f"/registry/{resource.group or resource.plural}/{call.namespace}/{call.name}"
+        kind = f"{resource.group}/{resource.plural}" if resource.group else resource.plural
+        key = "/".join(filter(None, ("/registry", kind, call.namespace, call.name)))
         text = (
             f'Operation cannot be fulfilled on {qualified} "{call.name}": StorageError: invalid object, Code: 4, Key: '
             f"{key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {stated}, "
@@ -670,7 +685,7 @@ class Verbs:
                 "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers "
                 f"{shown}"
             )
-            found = [cause("metadata.finalizers", text, "FieldValueForbidden")]
+            found = [cause("metadata.finalizers", text, "FieldValueForbidden")] * 2
             raise invalid(resource.kind, resource.group, obj["metadata"]["name"], found)
 
     def _check_update(self, call: Call, old: Object, obj: Object) -> None:
@@ -684,11 +699,17 @@ class Verbs:
         value = stored_bytes(obj)
         if len(value) > MAX_OBJECT_BYTES:
             raise too_large(MAX_OBJECT_BYTES)
-        with self._quotas.place(call.resource, call.namespace, obj):
-            if call.options.dry_run:
+        if call.options.dry_run:
+            with self._quotas.place(call.resource, call.namespace, obj):
                 return Record(key, expected, value)
-            revision = await self.registry.commit([stores.Put(key, value, expected)])
+        put = stores.Put(key, value, expected)
+        revision = await self._quotas.commit(call.resource, call.namespace, obj, put)
         return self.registry.record(key, revision, value)
+
+
+def resource_keeps_generation(resource: Resource) -> bool:
+    """Whether a generation is what the client said."""
+    return resource.builtin and not resource.has_generation
 
 
 def _attributes(call: Call, verb: str) -> Attributes:

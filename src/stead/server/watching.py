@@ -102,6 +102,8 @@ class Watch:
         self._options = options
         self._subscription: Subscription | None = None
         self._sent = 0
+        #: where the stream started, or its last bookmark
+        self._marked = 0
         self._name = options.selector.fields.exact("metadata.name")
 
     def open(self) -> list[Change]:
@@ -113,7 +115,7 @@ class Watch:
             self._subscription = registry.subscribe(self._shape.resource, self._namespace, revision)
             records = (registry.record_of(entry) for entry in entries)
             initial = [Change("ADDED", record) for record in records if self._selects(record)]
-            self._sent = revision
+            self._sent = self._marked = revision
             if options.send_initial and options.bookmarks:
                 initial.append(Change("BOOKMARK", None, revision, _INITIAL_END))
             return initial
@@ -123,7 +125,7 @@ class Watch:
         except Compacted as error:
             message = f"too old resource version: {revision} ({error.oldest})"
             raise ApiError("Expired", message) from error
-        self._sent = revision
+        self._sent = self._marked = revision
         return []
 
     async def changes(self) -> AsyncIterator[list[Change]]:
@@ -169,11 +171,11 @@ class Watch:
             return
 
     def _bookmark(self) -> Change | None:
-        """A bookmark, if the client wants them and something newer than what it saw was written."""
+        """A bookmark, if the client wants them and something was written since the start or the last one."""
         newest = self._registry.revision
-        if not self._options.bookmarks or newest <= self._sent:
+        if not self._options.bookmarks or newest <= self._marked:
             return None
-        self._sent = newest
+        self._marked = self._sent = newest
         return Change("BOOKMARK", None, newest)
 
     def _selects(self, record: Record) -> bool:
@@ -208,7 +210,7 @@ class Watch:
         """One event as a JSON line."""
         shape = self._shape
         if change.record is None:
-            obj = shape.bookmark(change.revision, change.annotations)
+            obj = shape.bookmark(change.revision, change.annotations, first=first)
             return b'{"type":"%s","object":%s}\n' % (change.type.encode(), obj)
         record = change.record
         at = ("frame", change.type, first, *shape.key)

@@ -84,6 +84,11 @@ class Store(Protocol):
         """Revision of the last commit."""
         ...
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes write to the store too, so that what this one holds back binds nobody else."""
+        ...
+
     async def get(self, key: str) -> Entry | None:
         """The current entry, or None."""
         ...

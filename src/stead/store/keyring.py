@@ -99,8 +99,11 @@ def new_key() -> str:
     return base64.b64encode(os.urandom(KEY_BYTES)).decode()
 
 
-def read(path: Path, command: Sequence[str] = ()) -> Keyring:
-    """The keyring that `command` prints, or that of the file when there is no command. Blocks. Raises KeyringError."""
+def read(path: Path, command: Sequence[str] = (), tpm: str = "") -> Keyring:
+    """The keyring that `command` prints or the TPM's `tpm` holds, else the file's. Blocks. Raises KeyringError."""
+    setting = "secrets_key_command"
+    if tpm:
+        setting, command = "secrets_key_tpm", ("tpm2_unseal", "--object-context", tpm)
     if not command:
         try:
             return parse(path.read_text(encoding="utf-8"), str(path))
@@ -113,4 +116,4 @@ def read(path: Path, command: Sequence[str] = ()) -> Keyring:
         return parse(done.stdout.decode(), f"the output of {command[0]}")
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
         reason = f"ended with {error.returncode}" if isinstance(error, subprocess.CalledProcessError) else str(error)
-        raise KeyringError(f"secrets_key_command {command[0]}: {reason}") from None
+        raise KeyringError(f"{setting} {tpm or command[0]}: {reason}") from None

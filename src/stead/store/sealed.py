@@ -49,6 +49,10 @@ class SealedStore:
     def revision(self) -> int:
         return self._store.revision
 
+    @property
+    def is_shared(self) -> bool:
+        return self._store.is_shared
+
     async def get(self, key: str) -> Entry | None:
         entry = await self._store.get(key)
         return self._opened(entry) if entry is not None else None

@@ -135,6 +135,10 @@ class SqliteStore:
     def revision(self) -> int:
         return self._revision
 
+    @property
+    def is_shared(self) -> bool:
+        return False
+
     async def get(self, key: str) -> Entry | None:
         position = self._index.get(key)
         if position is None:
