@@ -76,8 +76,27 @@ async def over(found: Cluster, name: str) -> Object:
     return done
 
 
-async def start(found: Cluster, name: str, vmi: str) -> None:
-    await found.stead.create(register.MIGRATION, {"metadata": {"name": name}, "spec": {"vmiName": vmi}})
+async def start(found: Cluster, name: str, vmi: str) -> str:
+    """Ask for a migration; its uid."""
+    made = await found.stead.create(register.MIGRATION, {"metadata": {"name": name}, "spec": {"vmiName": vmi}})
+    return str(made["metadata"]["uid"])
+
+
+async def start_and_wait_for_memory(found: Cluster, name: str, vmi: str, home: str) -> str:
+    """As `start`, until memory is on its way."""
+    uid = await start(found, name, vmi)
+
+    async def is_sending() -> bool:
+        told = await found.hosts[home].virsh("domjobinfo", found.stead.domain(vmi))
+        return "Memory processed" in told
+
+    def is_begun(obj: Object) -> bool:
+        state = obj["status"].get("migrationState") or {}
+        return state.get("migrationUid") == uid and bool(state.get("startTimestamp"))
+
+    await found.stead.until_vmi(vmi, is_begun)
+    await found.stead.until(is_sending, "memory is on its way", BOOT_SECONDS)
+    return uid
 
 
 async def test_a_machine_moves_and_its_guest_goes_on(tmp_path: Path) -> None:
@@ -121,8 +140,7 @@ async def stays_when_the_way_back_is_cancelled(found: Cluster, name: str, home: 
     other = next(host for host in found.hosts if host != home)
     slow = {"spec": {"configuration": {"migrations": {"bandwidthPerMigration": "1Mi"}}}}
     await stead.client.patch(register.KUBEVIRT, "kubevirt", "kubevirt", slow)
-    await start(found, "second", name)
-    await stead.until_vmi(name, lambda v: v["status"]["migrationState"].get("startTimestamp"))
+    uid = await start_and_wait_for_memory(found, "second", name, home)
     await stead.client.delete(register.MIGRATION, stead.namespace, "second")
 
     async def is_gone() -> bool:
@@ -130,6 +148,7 @@ async def stays_when_the_way_back_is_cancelled(found: Cluster, name: str, home: 
 
     await stead.until(is_gone, "the cancelled migration is gone")
     vmi = await stead.until_vmi(name, lambda v: v["status"]["migrationState"].get("failed"))
+    assert vmi["status"]["migrationState"]["migrationUid"] == uid
     assert vmi["status"]["nodeName"] == home
     assert vmi["status"]["migrationState"]["abortStatus"] == "Succeeded"
     assert found.running_on(name) == [home]
@@ -146,8 +165,7 @@ async def stays_when_the_way_back_is_cancelled(found: Cluster, name: str, home: 
 async def stays_when_the_targets_agent_dies(found: Cluster, name: str, home: str) -> None:
     """The agent that joins the two hypervisors is killed in the middle; once it is back, another try succeeds."""
     stead = found.stead
-    await start(found, "third", name)
-    await stead.until_vmi(name, lambda v: v["status"]["migrationState"].get("startTimestamp"))
+    await start_and_wait_for_memory(found, "third", name, home)
     await stead.kill("agent")
     migration = await over(found, "third")
     assert migration["status"]["phase"] == "Failed", migration["status"]
