@@ -109,6 +109,8 @@ class Rig:
         self.pool = settings.all_pools[0].path if settings else Path()
         self._client: DirectClient | None = None
         self._process: asyncio.subprocess.Process | None = None
+        #: further settings, by name
+        self.given: dict[str, str] = {}
         #: what Python runs as Stead
         self.program: tuple[str, ...] = ("-m", "stead.cli.main")
 
@@ -152,6 +154,7 @@ class Rig:
             "user": settings.user, "listen_port": settings.listen_port, "agent_port": settings.agent_port,
             "host_name": settings.host_name, "libvirt_uri": settings.libvirt_uri,
             "importer_allowed_networks": ALLOWED_NETWORKS, "log_format": "text", "config": self.root / "stead.toml",
+            **self.given,
         }  # fmt: skip
         paths = [source, *(path for path in kept.get("PYTHONPATH", "").split(os.pathsep) if path)]
         named = {f"STEAD_{key.upper()}": str(value) for key, value in given.items()}
@@ -195,7 +198,8 @@ class Rig:
         """`kill -9` of what `up` started."""
         await self._forget()
         if self._process is not None:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                self._process.kill()
             await self._process.wait()
             self._process = None
 

@@ -24,6 +24,9 @@ PROOFS: dict[str, Proof] = {
     "linearizability": Proof(
         "linearizability", "10 clients' histories are those of one copy, through kill -9 and power loss", 300
     ),
+    "etcd": Proof(
+        "etcd", "three planes on three members of etcd: kill any of them under load, nothing is lost, nothing lies", 300
+    ),
     "fuzz": Proof("fuzz", "no bytes of a client break what reads manifests, patches, selectors, rules, RBAC", 200_000),
     "watch": Proof("watching", "every event once and in order, across reconnects and kills", 100_000),
 }

@@ -74,9 +74,11 @@ class Client:
         self._latest: dict[str, int] = {}
         self._count = 0
 
-    async def work(self, keys: list[str], stop: asyncio.Event) -> None:
-        """Do something with one of the keys, again and again."""
+    async def work(self, keys: list[str], stop: asyncio.Event, pause: float = 0.0) -> None:
+        """Do something with one of the keys, again and again; `pause` is seconds between two operations, on average."""
         while not stop.is_set():
+            if pause:
+                await asyncio.sleep(self._draw.uniform(0, 2 * pause))
             kind = self._draw.choices(("create", "read", "update", "delete", "list"), (4, 4, 6, 2, 1))[0]
             await self._once(kind, self._draw.choice(keys), keys)
         await self._hang_up()

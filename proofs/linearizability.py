@@ -134,13 +134,13 @@ async def _round(
     finally:
         stop.set()
         await asyncio.gather(*working)
-    await _caught_up(recording)
+    await caught_up(recording)
     broken = histories.broken_keys(recording.operations[first:])
     what = "power loss" if cut is not None else "kill -9"
     return [f"round {number} ({what}): the history of {key} is not linearizable" for key in broken]
 
 
-async def _caught_up(recording: Recording) -> None:
+async def caught_up(recording: Recording) -> None:
     """Until the watch has told the newest acknowledged write. A watch that does not is judged at the end."""
     newest = max(recording.acknowledged, default=0)
     with contextlib.suppress(TimeoutError):

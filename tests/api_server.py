@@ -8,6 +8,7 @@ certificate). `s.certificate(user, groups)` makes another identity. Several may 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import sqlite3
 import ssl
 import tempfile
@@ -25,6 +26,7 @@ from stead.kinds import register
 from stead.kinds.resource import Resource
 from stead.server.api import ApiServer, Settings
 from stead.server.audit_policy import USUAL, Policy
+from stead.server.joins import Signing
 from stead.server.oidc import OidcSettings
 from stead.server.serve import Listener, Listening
 from stead.store.sqlite import SqliteStore
@@ -106,6 +108,7 @@ async def running_server(
         settings = Settings(
             token_key=token_key, address="127.0.0.1", agent_tls=agent_tls, resources=resources, oidc=oidc,
             audit_path=directory / "audit.log" if audit else None, audit_policy=audit_policy,
+            signing=Signing(authority, datetime.timedelta(days=1), frozenset({"stead", "192.0.2.1", "127.0.0.1"})),
         )  # fmt: skip
         api = ApiServer(store, settings)
         await api.start()

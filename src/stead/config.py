@@ -9,6 +9,7 @@ Read by `run` and `cli` alone; other rooms get plain values.
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 import socket
@@ -61,7 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     agent_address: str = "127.0.0.1"
     #: and its port
     agent_port: int = 6444
-    #: URL of the API for an agent that runs apart; "" = this host's plane
+    #: URL of the API of the Stead that this host has joined (`stead join` writes it); "" = this host's own plane
     api_url: str = ""
     #: this host's name in the API; "" = the machine's own name
     host_name: str = ""
@@ -89,12 +90,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     insecure_registries: tuple[str, ...] = ()
     #: bytes that unused container disks may take before the oldest are removed
     container_disk_cache_bytes: int = 20 * 1024**3
+    #: where the plane keeps everything: "" = SQLite in `state_dir`; an etcd cluster is `etcd://HOST:PORT,HOST:PORT[/NAME]`
+    store: str = ""
+    #: PEM file with the authorities of etcd's certificates
+    store_ca_file: str = ""
+    #: the certificate by which etcd knows this plane (PEM)
+    store_certificate_file: str = ""
+    #: and its key; the account of the plane must be able to read both
+    store_key_file: str = ""
     #: file with the keys that seal Secrets in the store; "" = `plane/pki/secrets.key` in `state_dir`, made when absent
     secrets_key_file: str = ""
     #: program with arguments that prints those keys instead (a vault's client, `systemd-creds decrypt`); [] = the file
     secrets_key_command: tuple[str, ...] = ()
     #: or handle of a TPM 2.0's sealed object that holds them, such as 0x81010001; "" = none
     secrets_key_tpm: str = ""
+    #: seconds without a sign of life after which a host counts as silent; agents give one every 10
+    host_grace_seconds: float = 40.0
+    #: program with arguments that makes sure that a silent host is off, called with its name: exit code 0 says it is
+    fencer_command: tuple[str, ...] = ()
     #: life of the certificates that Stead renews by itself (API, plane, agent, administrator), seconds
     certificate_seconds: int = 7776000
     #: OpenID Connect issuer whose ID tokens the API accepts, an https URL; "" = none, and nothing is ever fetched
@@ -122,6 +135,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def host(self) -> str:
         """This host's name in the API: lower case, as DNS wants it."""
         return (self.host_name or socket.gethostname()).lower()
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether this host belongs to a Stead whose plane runs elsewhere: an agent alone runs here."""
+        return bool(self.api_url)
 
     @property
     def plane_dir(self) -> Path:
@@ -199,6 +217,37 @@ def load(
     return settings
 
 
+def remember(file: Path, values: Mapping[str, str]) -> None:
+    """Write settings that the file does not name yet at its head. Raises ConfigError when it says otherwise.
+
+    The file keeps its mode and whatever else it says; it is made when absent.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        known = tomllib.loads(text)
+    except FileNotFoundError:
+        text, known = "", {}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"settings file {file}: {error}") from error
+    for name, value in values.items():
+        if name in known and known[name] != value:
+            raise ConfigError(f"settings file {file} says {name} = {known[name]!r}; this host needs {value!r}")
+    missing = [f"{name} = {_toml_text(value)}\n" for name, value in values.items() if name not in known]
+    if not missing:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text("".join(missing) + text, encoding="utf-8")
+    if text:
+        temporary.chmod(file.stat().st_mode & 0o7777)
+    os.replace(temporary, file)
+
+
+def _toml_text(value: str) -> str:
+    """A TOML basic string: JSON's, which escapes all that TOML wants escaped."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _path_hook(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
@@ -222,6 +271,8 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"pod_cidr, importer_allowed_networks: {error}") from error
     if network.version != 4 or network.prefixlen > 28:
         raise ConfigError(f"pod_cidr {settings.pod_cidr}: an IPv4 network of /28 or larger")
+    if settings.api_url and not settings.api_url.startswith("https://"):
+        raise ConfigError(f"api_url {settings.api_url}: an https URL")
     if len(settings.pod_bridge) > 15:
         raise ConfigError(f"pod_bridge {settings.pod_bridge!r}: Linux allows 15 characters")
     if settings.certificate_seconds < 10:
@@ -230,9 +281,33 @@ def _check(settings: Settings) -> None:
         raise ConfigError(f"oidc_issuer_url {settings.oidc_issuer_url}: an https URL")
     if bool(settings.oidc_issuer_url) != bool(settings.oidc_client_id):
         raise ConfigError("oidc_issuer_url and oidc_client_id are set together or not at all")
+    check_store(settings.store, settings)
     if sum(map(bool, (settings.secrets_key_file, settings.secrets_key_command, settings.secrets_key_tpm))) > 1:
         raise ConfigError("secrets_key_file, secrets_key_command and secrets_key_tpm: one of them")
     if settings.secrets_key_tpm and not re.fullmatch(r"0x81[0-9a-fA-F]{6}", settings.secrets_key_tpm):
         raise ConfigError(f"secrets_key_tpm {settings.secrets_key_tpm}: a persistent handle, such as 0x81010001")
+    if settings.host_grace_seconds < 11:
+        raise ConfigError(f"host_grace_seconds {settings.host_grace_seconds}: 11 at least, agents report every 10")
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"log_level {settings.log_level!r}: debug, info, warning or error")
+
+
+#: what the setting `store` looks like for a cluster
+_ETCD = re.compile(r"etcd://(?P<members>[^/,\s]+:\d+(?:,[^/,\s]+:\d+)*)(?:/(?P<name>[a-z0-9-]{1,32}))?/?")
+
+
+def etcd_of(store: str) -> tuple[tuple[str, ...], str] | None:
+    """The members (host:port) and the name that a store's URL speaks of; None when it is no etcd URL."""
+    found = _ETCD.fullmatch(store)
+    return (tuple(found["members"].split(",")), found["name"] or "stead") if found else None
+
+
+def check_store(store: str, settings: Settings) -> None:
+    """Raises ConfigError when a store's URL is malformed, or the files of its TLS are not named."""
+    if not store:
+        return
+    if etcd_of(store) is None:
+        raise ConfigError(f"store {store!r}: etcd://HOST:PORT,HOST:PORT[/NAME], or nothing for SQLite")
+    for name in ("store_ca_file", "store_certificate_file", "store_key_file"):
+        if not getattr(settings, name):
+            raise ConfigError(f"{name} must be set: etcd is spoken to by TLS with a client certificate only")

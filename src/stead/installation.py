@@ -96,7 +96,7 @@ def _pid_file(path: Path, owner: pwd.struct_passwd | None) -> None:
     os.close(descriptor)
 
 
-def _api_names(settings: Settings) -> tuple[str, ...]:
+def api_names(settings: Settings) -> tuple[str, ...]:
     """Names and addresses that the API's certificate must carry."""
     names = [
         "127.0.0.1",
@@ -120,25 +120,22 @@ def prepare(settings: Settings) -> Files:
     """Make what is missing, renew what is due, and return where everything lies. Root, or the plane's own account."""
     from stead import pki
 
+    if settings.is_joined:
+        return prepare_joined(settings)
     owner = account(settings)
     files = Files.of(settings)
-    _directory(settings.state_dir, 0o755, None)
-    _directory(settings.run_dir, 0o755, None)
+    _directories(settings)
     _directory(settings.plane_dir, 0o700, owner)
     _directory(settings.plane_dir / "pki", 0o700, owner)
-    _directory(settings.agent_dir, 0o711, None)  # guests' processes reach their own folders below, and list nothing
-    _directory(settings.agent_dir / "pki", 0o700, None)
-    _directory(settings.state_dir / "pools", 0o711, None)
-    _directory(settings.state_dir / "log", 0o750, None)
-    for what in ("up", "plane", "agent"):
-        _pid_file(settings.run_dir / f"{what}.pid", owner if what == "plane" else None)
+    _pid_file(settings.run_dir / "plane.pid", owner)
     authority = pki.ensure_authority(settings.plane_dir / "pki", "stead")
-    pki.tend_authority(authority, "stead")
+    if not settings.store:  # planes that share a cluster share the authority: nobody changes it alone
+        pki.tend_authority(authority, "stead")
     life = datetime.timedelta(seconds=settings.certificate_seconds)
     pki.ensure_key(files.token_key)
     if not (settings.secrets_key_file or settings.secrets_key_command or settings.secrets_key_tpm):
         pki.ensure_secret(settings.secrets_key)
-    pki.ensure_certificate(authority, files.api, pki.Identity("stead-api", names=_api_names(settings)), life)
+    pki.ensure_certificate(authority, files.api, pki.Identity("stead-api", names=api_names(settings)), life)
     pki.ensure_certificate(authority, files.plane, pki.Identity(PLANE_USER), life)
     agent_names = (settings.host, settings.agent_address)
     pki.ensure_certificate(
@@ -152,6 +149,40 @@ def prepare(settings: Settings) -> Files:
         pki.write_private(files.ca, ca, 0o644)
     _ensure_admin(settings, files, authority)
     return files
+
+
+def _directories(settings: Settings) -> None:
+    """The directories and pid files that every host has."""
+    _directory(settings.state_dir, 0o755, None)
+    _directory(settings.run_dir, 0o755, None)
+    _directory(settings.agent_dir, 0o711, None)  # guests' processes reach their own folders below, and list nothing
+    _directory(settings.agent_dir / "pki", 0o700, None)
+    _directory(settings.state_dir / "pools", 0o711, None)
+    _directory(settings.state_dir / "log", 0o750, None)
+    for what in ("up", "agent"):
+        _pid_file(settings.run_dir / f"{what}.pid", None)
+
+
+def prepare_joined(settings: Settings) -> Files:
+    """As `prepare`, on a host that has joined a Stead: its keys are there already. Raises ConfigError if not."""
+    files = Files.of(settings)
+    _directories(settings)
+    missing = next((path for path in (files.agent.key, files.agent.certificate, files.ca) if not path.exists()), None)
+    if missing is not None:
+        raise ConfigError(f"{missing} does not exist: this host has not joined {settings.api_url}; see `stead join`")
+    return files
+
+
+def keep_identity(settings: Settings, certificate: bytes, key: bytes, authorities: bytes) -> None:
+    """Write what a host that joined was given; running processes take it up. The certificate comes last."""
+    from stead import pki
+
+    files = Files.of(settings)
+    _directories(settings)
+    if not files.ca.exists() or files.ca.read_bytes() != authorities:
+        pki.write_private(files.ca, authorities, 0o644)
+    pki.write_private(files.agent.key, key)
+    pki.write_private(files.agent.certificate, certificate, 0o644)
 
 
 def _ensure_admin(settings: Settings, files: Files, authority: pki.Pair) -> None:

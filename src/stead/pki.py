@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import base64
 import datetime
+import hashlib
+import hmac
 import ipaddress
 import os
 import ssl
@@ -143,6 +145,12 @@ def issuing(authority: Pair) -> x509.Certificate:
     raise ValueError(f"{authority.certificate} holds no certificate of {authority.key}")
 
 
+def issuing_first(authority: Pair) -> bytes:
+    """All trusted CAs as PEM, the one that issues before the others."""
+    current = issuing(authority)
+    return _pem(current, *(ca for ca in trusted(authority) if ca != current))
+
+
 def next_key(authority: Pair) -> Path:
     """Where the key of a CA waits that is introduced and does not issue yet."""
     return authority.key.with_name("ca-next.key")
@@ -248,6 +256,69 @@ def issue(
     return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
+def signing_request(user: str) -> tuple[bytes, bytes]:
+    """A new P-256 key and a request for its certificate: (request PEM, key PEM)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, user)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return request.public_bytes(serialization.Encoding.PEM), _pem_key(key)
+
+
+def requested_key(request: bytes, user: str) -> ec.EllipticCurvePublicKey:
+    """The key of a request that names `user` and is signed by it; its extensions count for nothing.
+
+    Raises ValueError with what is wrong.
+    """
+    try:
+        found = x509.load_pem_x509_csr(request)
+    except (ValueError, TypeError):
+        raise ValueError("not a certificate request in PEM") from None
+    key = found.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ValueError("the key must be of the curve P-256")
+    common = [str(attribute.value) for attribute in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if common != [user]:
+        raise ValueError(f"the request names {', '.join(common) or 'nobody'}, not {user}")
+    if not found.is_signature_valid:
+        raise ValueError("the request is not signed by its own key")
+    return key
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of the certificate's public key (SubjectPublicKeyInfo) in hexadecimal: what joining hosts pin."""
+    public = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return hashlib.sha256(public).hexdigest()
+
+
+def pinned(authorities: bytes, wanted: str) -> bytes:
+    """The authority (PEM) among several whose `fingerprint` is `wanted`. Raises ValueError when there is none."""
+    try:
+        known = x509.load_pem_x509_certificates(authorities)
+    except ValueError:
+        raise ValueError("no certificate in PEM") from None
+    for certificate in known:
+        if hmac.compare_digest(fingerprint(certificate), wanted):
+            return _pem(certificate)
+    raise ValueError("no authority has the pinned key")
+
+
+def fingerprints(authorities: bytes) -> list[str]:
+    """`fingerprint` of each certificate of a PEM text. Raises ValueError when it holds none."""
+    return [fingerprint(certificate) for certificate in x509.load_pem_x509_certificates(authorities)]
+
+
+def is_due_by_age(certificate: Path, now: datetime.datetime | None = None) -> bool:
+    """Whether less than a third of its life is left."""
+    return _is_old(x509.load_pem_x509_certificates(certificate.read_bytes())[0], now)
+
+
+def _is_old(found: x509.Certificate, now: datetime.datetime | None) -> bool:
+    life = max(found.not_valid_after_utc - found.not_valid_before_utc - SKEW, datetime.timedelta(0))
+    return (now or datetime.datetime.now(datetime.UTC)) > found.not_valid_after_utc - life / 3
+
+
 def issue_pair(authority: Pair, identity: Identity, life: datetime.timedelta = LEAF_LIFE) -> tuple[bytes, bytes]:
     """A new key and its certificate: (certificate PEM, key PEM)."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -273,8 +344,7 @@ def is_due(
         return True
     if authority is not None and not _is_issued_by(found, issuing(authority)):
         return True
-    life = max(found.not_valid_after_utc - found.not_valid_before_utc - SKEW, datetime.timedelta(0))
-    return (now or datetime.datetime.now(datetime.UTC)) > found.not_valid_after_utc - life / 3
+    return _is_old(found, now)
 
 
 def _is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -74,8 +76,10 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     from stead.server import audit_policy
     from stead.server.api import ApiServer
     from stead.server.api import Settings as ApiSettings
+    from stead.server.joins import Signing
     from stead.server.roles import image_roles
     from stead.server.serve import Listener, Listening
+    from stead.store import location
     from stead.store.copies import seal_plain
     from stead.store.keyring import read as read_keyring
     from stead.store.sealed import SealedStore
@@ -86,13 +90,15 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{files.token_key} is not an elliptic curve key")
     keyring = await asyncio.to_thread(read_keyring, *settings.secrets_key_source)
-    file = await SqliteStore.open(settings.plane_dir / "store.db")
+    place = location.of(settings)
+    kept = await location.open_store(place)
     agent_tls = pki.client_context(files.ca, files.plane)
     async with contextlib.AsyncExitStack() as undo:
-        undo.push_async_callback(file.close)
-        store = await SealedStore.open(file, keyring)
+        undo.push_async_callback(kept.close)
+        store = await SealedStore.open(kept, keyring)
         if store.resealed:
-            await file.scrub()
+            if isinstance(kept, SqliteStore):  # in etcd no Secret was ever in plain
+                await kept.scrub()
             log.info("Secrets sealed with the newest key", count=store.resealed)
         for copy in await asyncio.to_thread(seal_plain, settings.plane_dir / "store.db", keyring):
             log.info("a copy of the store for going back is sealed; `stead store open-copy` opens it", path=str(copy))
@@ -105,6 +111,11 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
                 audit_policy=audit_policy.load(Path(settings.audit_policy) if settings.audit_policy else None),
                 agent_tls=agent_tls,
                 oidc=_oidc(settings),
+                signing=Signing(
+                    authority=files.authority,
+                    life=datetime.timedelta(seconds=settings.certificate_seconds),
+                    reserved=frozenset(installation.api_names(settings)),
+                ),
             ),
         )
         await api.start()
@@ -128,12 +139,18 @@ async def serve_plane(settings: Settings, stopping: asyncio.Event) -> None:
             roles=tuple(image_roles()),
             upload_url=settings.url,
             upload_ca=files.ca.read_text(encoding="utf-8"),
+            # Any number of planes share a cluster, and one of them leads.
+            identity=f"{settings.host}-{settings.instance}-{os.getpid()}" if place.members else "",
+            node_grace_seconds=settings.host_grace_seconds,
+            fencer=settings.fencer_command,
         )
+        await undo.enter_async_context(_background(api.run_until_broken(), stopping))
         await undo.enter_async_context(_background(run_controllers(api.local_client(), options), stopping))
         renewed = {
             files.api.certificate: listener.reload_certificate,
             files.plane.certificate: lambda: agent_tls.load_cert_chain(files.plane.certificate, files.plane.key),
             files.ca: stopping.set,  # another CA: trust and published copies of it follow by a fresh start
+            **({place.certificate: stopping.set, place.ca: stopping.set} if place.members else {}),
         }
         await undo.enter_async_context(_background(_reload(renewed, _reload_seconds(settings)), stopping))
         log.info("plane serves", url=settings.url)
@@ -280,6 +297,10 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
         # Another CA is taken up by a fresh start, which disturbs no guest.
         renewed = {files.agent.certificate: renew, files.ca: stopping.set}
         await undo.enter_async_context(_background(_reload(renewed, _reload_seconds(settings)), stopping))
+        if settings.is_joined:
+            from stead.client import joining
+
+            await undo.enter_async_context(_background(joining.keep_renewed(settings), stopping))
         log.info("agent serves", host=settings.host, port=agent.port)
         await stopping.wait()
         log.info("agent stops; its machines go on")

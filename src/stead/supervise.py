@@ -1,4 +1,5 @@
-"""`stead up`: the plane and the agent as two processes, kept running, the plane without privileges.
+"""`stead up`: the plane and the agent as two processes, kept running, the plane without privileges; on a host that has
+joined another's plane, the agent alone.
 
 A plain loop without threads. A child that ends is started again, at first at once, then with a back-off of up to
 `MAX_DELAY`. On SIGTERM both get it too and `STOP_SECONDS` to end; when this process dies unasked, the kernel tells
@@ -105,7 +106,9 @@ def _notify(state: str) -> None:
 
 
 def _api_answers(settings: Settings) -> bool:
-    """Whether somebody accepts connections where the API listens."""
+    """Whether somebody accepts connections where the API listens; a host without a plane need not wait for that."""
+    if settings.is_joined:
+        return True
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.listen_address, settings.listen_address)  # noqa: S104
     with contextlib.suppress(OSError), socket.create_connection((address, settings.listen_port), timeout=0.2):
         return True
@@ -150,7 +153,8 @@ def up(settings: Settings, config: Path | None) -> None:
     with installation.running(settings, "up"):
         installation.note_release(settings)
         _await_orphans(settings, stopping)
-        children = [Child(name, _command(settings, name, arguments)) for name in ("plane", "agent")]
+        names = ("agent",) if settings.is_joined else ("plane", "agent")
+        children = [Child(name, _command(settings, name, arguments)) for name in names]
         try:
             keep(children, stopping, _Chores(settings))
         finally:

@@ -8,25 +8,51 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from stead.store import migrations
-from stead.store.contract import Compacted, Conflict, Delete, Event, Put, StoreFailure
+from stead.store.contract import MAX_WRITES, Compacted, Conflict, Delete, Event, Put, Store, StoreFailure
+from stead.store.etcd import EtcdStore
 from stead.store.sqlite import SqliteStore
 from stead.store.watch import QUEUE, Cache, Overrun
 
+#: opens the store of this test, again and again
+Opener = Callable[[], Awaitable[Store]]
+
+
+@pytest.fixture(params=["sqlite", "etcd"])
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    if request.param == "sqlite":
+        return lambda: SqliteStore.open(tmp_path / "store.db")
+    cluster = request.getfixturevalue("etcd_cluster")
+    name = f"t{uuid.uuid4().hex[:12]}"
+    return lambda: EtcdStore.open(cluster.endpoints, name, cluster.context())
+
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+async def store(opener: Opener) -> AsyncIterator[Store]:
+    opened = await opener()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def file(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     opened = await SqliteStore.open(tmp_path / "store.db")
     yield opened
     await opened.close()
 
 
-async def take(store: SqliteStore, after: int, count: int) -> list[Event]:
+async def commit_many(store: Store, writes: Sequence[Put]) -> None:
+    for start in range(0, len(writes), MAX_WRITES):
+        await store.commit(writes[start : start + MAX_WRITES])
+
+
+async def take(store: Store, after: int, count: int) -> list[Event]:
     events: list[Event] = []
     async with asyncio.timeout(10):
         async for batch in store.watch(after):
@@ -36,7 +62,7 @@ async def take(store: SqliteStore, after: int, count: int) -> list[Event]:
     return events
 
 
-async def test_a_write_is_read_back_with_its_revisions(store: SqliteStore) -> None:
+async def test_a_write_is_read_back_with_its_revisions(store: Store) -> None:
     first = await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])
     second = await store.commit([Put("/registry/g/p/ns/a", b"2", first)])
     entry = await store.get("/registry/g/p/ns/a")
@@ -46,7 +72,7 @@ async def test_a_write_is_read_back_with_its_revisions(store: SqliteStore) -> No
     assert store.revision == second
 
 
-async def test_compare_and_swap_refuses_the_loser_and_changes_nothing(store: SqliteStore) -> None:
+async def test_compare_and_swap_refuses_the_loser_and_changes_nothing(store: Store) -> None:
     revision = await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])
     with pytest.raises(Conflict) as refused:
         await store.commit([Put("/registry/g/p/ns/a", b"x", 0)])
@@ -57,7 +83,42 @@ async def test_compare_and_swap_refuses_the_loser_and_changes_nothing(store: Sql
     assert store.revision == revision
 
 
-async def test_one_of_many_concurrent_creates_wins(store: SqliteStore) -> None:
+async def test_what_is_absent_is_deleted_without_a_trace_and_what_is_there_once(store: Store) -> None:
+    first = await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])
+    assert await store.commit([Delete("/registry/g/p/ns/absent", None)]) == first
+    gone = await store.commit([Delete("/registry/g/p/ns/a", None)])
+    assert gone > first
+    assert await store.commit([Delete("/registry/g/p/ns/a", None)]) == gone
+    assert await store.latest() == gone
+    assert [event.value for event in await store.history(first)] == [None]
+
+
+async def test_history_ends_with_the_last_commit_and_includes_deletions(store: Store) -> None:
+    first = await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])
+    gone = await store.commit([Delete("/registry/g/p/ns/a", first)])
+    assert await store.history(gone) == []
+    events = await store.history(first)
+    assert [(event.revision, event.value, event.previous) for event in events] == [(gone, None, b"1")]
+    await store.compact(gone)
+    assert await store.history(gone) == []
+    with pytest.raises(Compacted) as forgotten:
+        await store.history(gone - 1)
+    assert forgotten.value.oldest == gone
+
+
+async def test_large_values_and_odd_keys_come_back_whole(store: Store) -> None:
+    value = bytes(range(256)) * 5000
+    for name in ("ü", "a b", "z%2F", "~"):
+        await store.commit([Put(f"/registry/g/p/ns/{name}", value, 0)])
+    found = await store.range("/registry/g/p/ns/")
+    assert [entry.key.rsplit("/", 1)[1] for entry in found.entries] == ["a b", "z%2F", "~", "ü"]
+    assert {entry.value for entry in found.entries} == {value}
+    assert [len(event.value or b"") for event in await take(store, found.entries[0].create_revision - 2, 4)] == [
+        len(value)
+    ] * 4
+
+
+async def test_one_of_many_concurrent_creates_wins(store: Store) -> None:
     answers = await asyncio.gather(
         *(store.commit([Put("/registry/g/p/ns/a", str(n).encode(), 0)]) for n in range(50)), return_exceptions=True
     )
@@ -65,7 +126,7 @@ async def test_one_of_many_concurrent_creates_wins(store: SqliteStore) -> None:
     assert sum(isinstance(answer, Conflict) for answer in answers) == 49
 
 
-async def test_ranges_are_ordered_limited_and_continue(store: SqliteStore) -> None:
+async def test_ranges_are_ordered_limited_and_continue(store: Store) -> None:
     for name in ("c", "a", "b"):
         await store.commit([Put(f"/registry/g/p/ns/{name}", name.encode(), 0)])
     await store.commit([Put("/registry/g/q/ns/z", b"z", 0)])
@@ -77,7 +138,7 @@ async def test_ranges_are_ordered_limited_and_continue(store: SqliteStore) -> No
     assert not rest.more
 
 
-async def test_watch_delivers_each_change_once_and_in_order(store: SqliteStore) -> None:
+async def test_watch_delivers_each_change_once_and_in_order(store: Store) -> None:
     before = store.revision
     await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])
     watching = asyncio.create_task(take(store, before, 3))
@@ -88,13 +149,13 @@ async def test_watch_delivers_each_change_once_and_in_order(store: SqliteStore) 
     assert [event.revision for event in events] == sorted({event.revision for event in events})
 
 
-async def test_history_outlives_a_restart_and_compaction_ends_it(tmp_path: Path) -> None:
-    store = await SqliteStore.open(tmp_path / "store.db")
+async def test_history_outlives_a_restart_and_compaction_ends_it(opener: Opener) -> None:
+    store = await opener()
     first = await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])
     await store.commit([Put("/registry/g/p/ns/a", b"2", None)])
     last = await store.commit([Put("/registry/g/p/ns/b", b"3", None)])
     await store.close()
-    store = await SqliteStore.open(tmp_path / "store.db")
+    store = await opener()
     assert store.revision == last
     assert [event.previous for event in await take(store, first, 2)] == [b"1", None]
     await store.compact(last)
@@ -102,24 +163,24 @@ async def test_history_outlives_a_restart_and_compaction_ends_it(tmp_path: Path)
         await take(store, first, 1)
     assert {entry.value for entry in (await store.range("")).entries} == {b"2", b"3"}
     await store.close()
-    store = await SqliteStore.open(tmp_path / "store.db")
+    store = await opener()
     assert {entry.value for entry in (await store.range("")).entries} == {b"2", b"3"}
     assert await store.commit([Put("/registry/g/p/ns/c", b"4", 0)]) > last
     await store.close()
 
 
-async def test_revisions_never_run_backwards_after_everything_was_deleted_and_compacted(tmp_path: Path) -> None:
-    store = await SqliteStore.open(tmp_path / "store.db")
+async def test_revisions_never_run_backwards_after_everything_was_deleted_and_compacted(opener: Opener) -> None:
+    store = await opener()
     await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])
     last = await store.commit([Delete("/registry/g/p/ns/a", None)])
     await store.compact(last)
     await store.close()
-    store = await SqliteStore.open(tmp_path / "store.db")
+    store = await opener()
     assert store.revision == last
     await store.close()
 
 
-async def test_a_second_plane_on_the_same_file_is_refused(store: SqliteStore, tmp_path: Path) -> None:
+async def test_a_second_plane_on_the_same_file_is_refused(file: SqliteStore, tmp_path: Path) -> None:
     with pytest.raises(StoreFailure, match="in use"):
         await SqliteStore.open(tmp_path / "store.db")
 
@@ -186,18 +247,18 @@ async def test_kill_9_loses_no_acknowledged_write(tmp_path: Path) -> None:
         assert set(acknowledged) <= kept
 
 
-async def test_a_full_disk_fails_the_write_clearly_and_the_store_goes_on(store: SqliteStore) -> None:
-    await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])
-    page_count = store._write_connection.execute("PRAGMA page_count").fetchone()[0]
-    store._write_connection.execute(f"PRAGMA max_page_count = {page_count + 1}")
+async def test_a_full_disk_fails_the_write_clearly_and_the_store_goes_on(file: SqliteStore) -> None:
+    await file.commit([Put("/registry/g/p/ns/a", b"1", 0)])
+    page_count = file._write_connection.execute("PRAGMA page_count").fetchone()[0]
+    file._write_connection.execute(f"PRAGMA max_page_count = {page_count + 1}")
     with pytest.raises(StoreFailure, match="full"):
-        await store.commit([Put("/registry/g/p/ns/big", b"x" * 200_000, 0)])
-    store._write_connection.execute("PRAGMA max_page_count = 1073741823")
-    await store.commit([Put("/registry/g/p/ns/big", b"x" * 200_000, 0)])
-    assert {entry.key for entry in (await store.range("")).entries} == {"/registry/g/p/ns/a", "/registry/g/p/ns/big"}
+        await file.commit([Put("/registry/g/p/ns/big", b"x" * 200_000, 0)])
+    file._write_connection.execute("PRAGMA max_page_count = 1073741823")
+    await file.commit([Put("/registry/g/p/ns/big", b"x" * 200_000, 0)])
+    assert {entry.key for entry in (await file.range("")).entries} == {"/registry/g/p/ns/a", "/registry/g/p/ns/big"}
 
 
-async def test_the_cache_lists_follows_and_resumes(store: SqliteStore) -> None:
+async def test_the_cache_lists_follows_and_resumes(store: Store) -> None:
     start = await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])
     cache = Cache(store)
     await cache.start()
@@ -214,20 +275,29 @@ async def test_the_cache_lists_follows_and_resumes(store: SqliteStore) -> None:
     await cache.close()
 
 
-async def test_a_watch_goes_on_across_a_restart_as_far_as_the_store_remembers(store: SqliteStore) -> None:
-    for value in (b"1", b"2", b"3"):
-        await store.commit([Put("/registry/g/p/ns/a", value, None)])
+async def test_a_watch_goes_on_across_a_restart_as_far_as_the_store_remembers(store: Store) -> None:
+    first, second, _ = [await store.commit([Put("/registry/g/p/ns/a", value, None)]) for value in (b"1", b"2", b"3")]
     cache = Cache(store)
     await cache.start()
-    again = cache.subscribe("/registry/g/p/", 1)
+    again = cache.subscribe("/registry/g/p/", first)
     assert [event.value for event in again.take()] == [b"2", b"3"]
     await cache.close()
-    await store.compact(2)
+    await store.compact(second)
     cache = Cache(store)
     await cache.start()
-    assert [event.value for event in cache.subscribe("/registry/g/p/", 2).take()] == [b"3"]
+    assert [event.value for event in cache.subscribe("/registry/g/p/", second).take()] == [b"3"]
     with pytest.raises(Compacted):
-        cache.subscribe("/registry/g/p/", 1)
+        cache.subscribe("/registry/g/p/", first)
+    await cache.close()
+
+
+async def test_who_has_seen_more_elsewhere_is_told_nothing_twice(store: Store) -> None:
+    cache = Cache(store)
+    await cache.start()
+    after = await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])  # not in this cache yet
+    subscription = cache.subscribe("/registry/g/p/", after)
+    await cache.wait_for(await store.commit([Put("/registry/g/p/ns/a", b"2", after)]))
+    assert [event.value for event in subscription.take()] == [b"2"]
     await cache.close()
 
 
@@ -247,7 +317,7 @@ async def test_what_was_told_after_a_copy_that_is_restored_is_in_no_history(tmp_
     await store.close()
 
 
-async def test_a_lost_race_says_up_to_where_to_read(store: SqliteStore) -> None:
+async def test_a_lost_race_says_up_to_where_to_read(store: Store) -> None:
     """The one who lost to a delete must see that the key is gone, which its own revision (none) cannot tell."""
     start = await store.commit([Put("/registry/g/p/ns/a", b"1", 0)])
     gone = await store.commit([Delete("/registry/g/p/ns/a", start)])
@@ -256,13 +326,13 @@ async def test_a_lost_race_says_up_to_where_to_read(store: SqliteStore) -> None:
     assert (lost.value.actual, lost.value.revision) == (0, gone)
 
 
-async def test_a_slow_subscriber_is_closed_and_others_go_on(store: SqliteStore) -> None:
+async def test_a_slow_subscriber_is_closed_and_others_go_on(store: Store) -> None:
     cache = Cache(store)
     await cache.start()
     slow = cache.subscribe("/registry/g/p/", cache.revision)
     other = cache.subscribe("/registry/g/p/ns/last", cache.revision)
     writes = [Put(f"/registry/g/p/ns/{n}", b"x", 0) for n in range(QUEUE + 10)]
-    await store.commit(writes)
+    await commit_many(store, writes)
     await cache.wait_for(await store.commit([Put("/registry/g/p/ns/last", b"x", 0)]))
     with pytest.raises(Overrun):
         async for _ in slow:

@@ -347,7 +347,7 @@ async def test_a_lost_race_or_a_failing_api_only_delays() -> None:
     async with plane() as p:
         from stead.kube.errors import ApiError
 
-        failing = {"left": 40}
+        failing = {"left": 24}
 
         def fail(verb: str, resource: Any, name: str) -> ApiError | OSError | None:
             if verb in ("create", "patch", "update") and failing["left"] and resource.kind != "Event":
@@ -357,7 +357,7 @@ async def test_a_lost_race_or_a_failing_api_only_delays() -> None:
 
         await create(p, machine())
         p.client.fail = fail
-        await p.until_printable("vm1", "Running", seconds=20)
+        await p.until_printable("vm1", "Running", seconds=60)
         assert len(p.client.of("virtualmachineinstances")) == 1
 
 

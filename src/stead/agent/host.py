@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from stead import __version__
+from stead.agent import topology
 from stead.agent.events import now
 from stead.agent.trouble import API_TROUBLE
 from stead.agent.workshop import AgentSettings
@@ -62,6 +63,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str = ""
     os_image: str = ""
     architecture: str = "amd64"
+    bridges: tuple[str, ...] = ()
+    numa: tuple[topology.NumaNode, ...] = ()
 
 
 def _first_line(path: str) -> str:
@@ -89,6 +92,8 @@ def gather(folders: tuple[Path, ...], state_dir: Path) -> Facts:
         kernel=platform.release(),
         os_image=release.get("PRETTY_NAME", "Linux").strip('"'),
         architecture=_ARCHITECTURES.get(platform.machine(), platform.machine()),
+        bridges=topology.bridges(),
+        numa=topology.numa_nodes(),
     )
 
 
@@ -119,6 +124,8 @@ def capacity_from(facts: Facts, capabilities: Capabilities | None) -> Object:
     }
     for size, total in sorted(facts.hugepages.items()):
         capacity[f"hugepages-{quantity_from_bytes(size)}"] = str(quantity_from_bytes(total))
+    # One resource a bridge, as KubeVirt's bridge-marker has it: machines go where the bridge of their network is.
+    capacity |= {f"bridge.network.kubevirt.io/{name}": str(MACHINES) for name in facts.bridges}
     # Placement counts machines by this device on every rung; under emulation it stands for a place, not for hardware.
     capacity["devices.kubevirt.io/kvm"] = str(MACHINES if capabilities is not None else 0)
     return capacity
@@ -173,11 +180,18 @@ def labels_from(settings: AgentSettings, facts: Facts, capabilities: Capabilitie
         **{f"pool.stead.io/{name}": uid for name, uid in settings.pool_labels.items()},
     }
     if capabilities is not None:
-        models = [m for m in capabilities.cpu_models if _is_label(m)]
-        labels |= {f"cpu-model.node.kubevirt.io/{model}": "true" for model in models}
-        labels |= {f"machine-type.node.kubevirt.io/{t}": "true" for t in capabilities.machine_types if _is_label(t)}
-        if capabilities.host_cpu_vendor:
-            labels[f"cpu-vendor.node.kubevirt.io/{capabilities.host_cpu_vendor}"] = "true"
+        for prefix, names in (
+            ("cpu-model.node.kubevirt.io", capabilities.cpu_models),
+            ("cpu-model-migration.node.kubevirt.io", (*capabilities.cpu_models, capabilities.host_cpu_model)),
+            ("cpu-feature.node.kubevirt.io", capabilities.cpu_features),
+            ("host-model-cpu.node.kubevirt.io", (capabilities.host_cpu_model,)),
+            ("host-model-required-features.node.kubevirt.io", capabilities.host_model_features),
+            ("hyperv.node.kubevirt.io", capabilities.hyperv_features),
+            ("machine-type.node.kubevirt.io", capabilities.machine_types),
+            ("cpu-vendor.node.kubevirt.io", (capabilities.host_cpu_vendor,)),
+            ("hypervisor.stead.io", (capabilities.driver,)),
+        ):
+            labels |= {f"{prefix}/{name}": "true" for name in names if _is_label(name)}
     return labels
 
 
@@ -268,14 +282,18 @@ class HostReporter:
             annotations["stead.io/capabilities"] = msgspec.json.encode(
                 self.capabilities, order="deterministic"
             ).decode()
+        if facts.numa:
+            annotations["stead.io/numa"] = msgspec.json.encode(facts.numa).decode()
         await self._write_metadata(node, labels, annotations)
         wanted = status_from(settings, facts, self.capabilities)
         conditions = conditions_from(facts, self.capabilities, self.problem)
         state: Object = {**wanted, "conditions": conditions}
         time = asyncio.get_running_loop().time()
-        if state == self._reported and time - self._reported_at < STATUS_SECONDS:
-            return
         present = (node.get("status") or {}).get("conditions") or []
+        shown = {c.get("type"): c.get("status") for c in present}
+        is_shown = all(shown.get(c["type"]) == c["status"] for c in conditions)  # not when we were taken for silent
+        if is_shown and state == self._reported and time - self._reported_at < STATUS_SECONDS:
+            return
         body = {"status": {**wanted, "conditions": merge_conditions(present, conditions, now())}}
         await self._client.patch(register.NODE, None, settings.host_name, body, subresource="status")
         self._reported, self._reported_at = state, time
@@ -298,7 +316,9 @@ class HostReporter:
         stale = {
             key: None
             for key in have_labels
-            if key.partition("/")[0] in ("cpu-model.node.kubevirt.io", "machine-type.node.kubevirt.io", "pool.stead.io")
+            if (
+                key.partition("/")[0].endswith(".node.kubevirt.io") or key.startswith(("pool.stead.io/", "hypervisor."))
+            )
             and key not in labels
             and self.capabilities is not None
         }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import os
 import signal
 import subprocess
@@ -17,21 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from stead import installation, supervise
-from stead.cli import output
+from stead.cli import joined, output
 from stead.cli.session import Options, Session, command, explained
 from stead.client.contract import Object, Selection
 from stead.client.direct import DirectClient
 from stead.client.kubeconfig import load
-from stead.config import ConfigError, Settings
+from stead.config import DEFAULT_FILE, ConfigError, Settings
 from stead.kinds import register
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
 
-#: what the agent says of its hypervisor, as JSON on its Node
-CAPABILITIES = "stead.io/capabilities"
 UNIT = "stead.service"
 
 
@@ -45,11 +41,24 @@ def _need_root(what: str) -> None:
         raise click.ClickException(f"{what} needs root: sudo stead {what}")
 
 
+_STORE = click.option(
+    "--store", default=None, metavar="URL", help="Where state is kept, as the setting `store`: etcd://HOST:PORT,…"
+)
+
+
+def _use_store(url: str | None) -> None:
+    """The setting for this process and for those that it starts."""
+    if url is not None:
+        os.environ["STEAD_STORE"] = url
+
+
 @click.command()
 @click.option("--detach", is_flag=True, help="Go to the background; the log is <state_dir>/log/stead.log.")
-def up(detach: bool) -> None:
+@_STORE
+def up(detach: bool, store: str | None) -> None:
     """Run Stead on this host: the plane (unprivileged) and the agent (root), kept running."""
     _need_root("up")
+    _use_store(store)
     options = _options()
     settings = options.settings()
     config = options.config.resolve() if options.config else None
@@ -61,6 +70,14 @@ def up(detach: bool) -> None:
             os.execv(words[0], words)  # noqa: S606 - our own interpreter, and no shell is wanted
     except (ConfigError, supervise.NotStarted, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def start_detached(settings: Settings, config: Path) -> None:
+    """`stead up --detach` for a host that has just joined. Raises click.ClickException."""
+    try:
+        _up_detached(settings, config)
+    except (ConfigError, supervise.NotStarted, OSError) as error:
+        raise click.ClickException(f"the host has joined, but its agent does not start: {error}") from error
 
 
 def _up_detached(settings: Settings, config: Path | None) -> None:
@@ -82,7 +99,7 @@ def _up_detached(settings: Settings, config: Path | None) -> None:
 
 def _is_unit_of(settings: Settings, config: Path | None) -> bool:
     """Whether systemd keeps this installation: the unit runs the one with the default settings."""
-    by_default = config is None and settings.run_dir == Settings().run_dir
+    by_default = config in (None, DEFAULT_FILE) and settings.run_dir == Settings().run_dir
     return by_default and Path("/run/systemd/system").is_dir() and Path("/etc/systemd/system", UNIT).exists()
 
 
@@ -112,10 +129,12 @@ def down(timeout: int) -> None:
 
 
 @click.command()
-def plane() -> None:
+@_STORE
+def plane(store: str | None) -> None:
     """Run the plane alone: API server, store and controllers."""
     from stead import run
 
+    _use_store(store)
     run.main_plane(_options().settings())
 
 
@@ -140,6 +159,9 @@ async def _state(settings: Settings) -> dict[str, Any]:
         "emulation": "",
         "message": "",
     }
+    if settings.is_joined:
+        await joined.observe(settings, state)
+        return state
     path = installation.Files.of(settings).admin_kubeconfig
     if not os.access(path, os.R_OK):
         state["message"] = f"{path} cannot be read: run as root, or `stead up` has not run yet"
@@ -159,34 +181,14 @@ async def _state(settings: Settings) -> dict[str, Any]:
 async def _observe(client: DirectClient, settings: Settings, state: dict[str, Any]) -> None:
     """Hosts and machines into `state`, and whether this host is ready."""
     for node in (await client.list(register.NODE)).items:
-        conditions = node.get("status", {}).get("conditions", [])
-        ready: dict[str, Any] = next((c for c in conditions if c["type"] == "Ready"), {})
-        name = node["metadata"]["name"]
-        capabilities = msgspec.json.decode(node["metadata"].get("annotations", {}).get(CAPABILITIES, "{}"))
-        if name == settings.host and capabilities.get("software_emulation"):
-            state["emulation"] = capabilities.get("software_emulation_reason") or "no KVM"
-        found = {"name": name, "ready": ready.get("status") == "True", "message": ready.get("message", "")}
-        state["hosts"].append(found)
-        if name == settings.host:
-            state["ready"] = found["ready"] and await _has_fresh_beat(client, settings)
+        joined.note_host(state, node, settings)
+        if node["metadata"]["name"] == settings.host:
+            state["ready"] = state["hosts"][-1]["ready"] and await joined.has_fresh_beat(client, settings)
     for machine in (await client.list(register.VIRTUAL_MACHINE)).items:
         status = machine.get("status", {}).get("printableStatus", "Unknown")
         state["machines"][status] = state["machines"].get(status, 0) + 1
     if not state["ready"]:
         state["message"] = f"host {settings.host} is not ready yet"
-
-
-async def _has_fresh_beat(client: DirectClient, settings: Settings) -> bool:
-    """Whether the agent that runs now has reported since its start: what an earlier one said proves nothing."""
-    begun = installation.started_at(settings, "agent")
-    try:
-        lease = await client.get(register.LEASE, "kube-node-lease", settings.host)
-    except ApiError as error:
-        if error.reason != "NotFound":
-            raise
-        return False
-    moment = datetime.datetime.fromisoformat(lease["spec"]["renewTime"]).timestamp()
-    return bool(begun) and moment >= begun
 
 
 def _await_ready(settings: Settings, seconds: float) -> dict[str, Any]:
@@ -212,7 +214,8 @@ def status(seconds: int, form: str) -> None:
         click.echo(output.dump(state, form))
     else:
         click.echo(f"API:       {state['url']}  {'ready' if state['ready'] else 'not ready'}")
-        pids = ", ".join(f"{name} {pid or '-'}" for name, pid in state["processes"].items())
+        here = [(name, pid) for name, pid in state["processes"].items() if name != "plane" or not settings.is_joined]
+        pids = ", ".join(f"{name} {pid or '-'}" for name, pid in here)
         click.echo(f"Processes: {pids}")
         hosts = ", ".join(f"{host['name']} {'Ready' if host['ready'] else 'NotReady'}" for host in state["hosts"])
         click.echo(f"Hosts:     {hosts or '-'}")
@@ -284,6 +287,14 @@ def uninstall(delete_machines_and_disks: bool) -> None:
 
     options = _options()
     settings = options.settings()
+    if settings.is_joined:
+        joined.check_empty(settings, asyncio.run(_state(settings)))
+        pid = installation.running_pid(settings, "up")
+        if pid:
+            _stop(settings, pid, 30)
+        asyncio.run(run.remove(settings))
+        click.echo("Stead's agent, bridge, rules and state are gone from this host; its settings file stays.")
+        return
     if not settings.plane_dir.exists():
         click.echo(f"Stead keeps nothing on this host ({settings.plane_dir} does not exist): nothing to remove.")
         return

@@ -52,6 +52,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "user": ("users", "user"),
         "oidc-token": ("oidc_session", "oidc_token"),
     },
+    "Hosts": {
+        "host": ("host", "host"),
+        "token": ("joining", "token"),
+        "join": ("joining", "join"),
+    },
     "This host": {
         "up": ("hosts", "up"),
         "down": ("hosts", "down"),

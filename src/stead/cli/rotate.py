@@ -37,7 +37,7 @@ def ca(finish: bool) -> None:
         pki.introduce(files.authority, "stead")
         installation.prepare(settings)
         if not waiting:
-            _start_anew(settings, "plane", "agent")
+            start_anew(settings, "plane", "agent")
         again = "A new authority was introduced already" if waiting else "A new authority is trusted beside the old one"
         click.echo(f"{again}; `stead rotate ca --finish` lets go of the old one.")
         return
@@ -52,7 +52,7 @@ def ca(finish: bool) -> None:
         pki.switch(files.authority)
     pki.drop(files.authority)
     installation.prepare(settings)
-    _start_anew(settings, "plane", "agent")
+    start_anew(settings, "plane", "agent")
     click.echo("Certificates are issued by the new authority; the old one is trusted no more.")
 
 
@@ -74,7 +74,7 @@ def secrets_key() -> None:
         raise click.ClickException(str(error)) from error
     owner = path.stat()
     pki.write_private(path, f"{keyring.new_key()}\n{text}".encode(), owner=(owner.st_uid, owner.st_gid))
-    started = _start_anew(settings, "plane")
+    started = start_anew(settings, "plane")
     told = "the plane starts anew and seals every Secret with it" if started else "the plane seals with it once it runs"
     click.echo(f"{path} begins with a new key; {told}. Keep a copy of the file apart from the store's backups.")
 
@@ -95,7 +95,7 @@ def _is_behind(settings: Settings, name: str, bundle: Path) -> bool:
     return 0 < started < bundle.stat().st_mtime
 
 
-def _start_anew(settings: Settings, *names: str) -> bool:
+def start_anew(settings: Settings, *names: str) -> bool:
     """End processes that `stead up` starts again at once; False when it does not run."""
     if not installation.running_pid(settings, "up"):
         return False

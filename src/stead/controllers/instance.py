@@ -2,8 +2,8 @@
 
 Started by `controllers.start`. Sole writer of an instance until `status.nodeName` is set, and of the annotation
 `volume.kubernetes.io/selected-node` on claims that wait for their first consumer (as kube-scheduler is on rung 3). One
-worker, so that two machines are never placed on the same free memory; what was decided and is not yet seen in the
-informer is kept in `_assumed`. In the normal case one patch takes an instance from Pending to Scheduled.
+worker, so that two machines are never placed on the same free memory; `residents` knows what was decided and is not yet
+seen in the informer. In the normal case one patch takes an instance from Pending to Scheduled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from stead.client.informer import Key, key_of
-from stead.controllers import placement, volume_needs
+from stead.controllers import volume_needs
 from stead.controllers.addresses import ANNOTATION as ADDRESSES_ANNOTATION
 from stead.controllers.addresses import Addresses, NoAddress
 from stead.controllers.conditions import (
@@ -29,15 +29,19 @@ from stead.controllers.conditions import (
     status_of,
     text_from_time,
 )
+from stead.controllers.healing import is_surely_off
 from stead.controllers.machine_build import INSTANCE_FINALIZER
+from stead.controllers.machine_demand import Surroundings, bridges_of, demand_from
 from stead.controllers.machine_status import is_final
-from stead.controllers.placement import Demand, Placement, Use
+from stead.controllers.placement import Demand, Placement
+from stead.controllers.residents import Residents
 from stead.controllers.runner import Controller, Source, World, own_key
 from stead.controllers.volume_needs import Need
 from stead.controllers.writes import annotation_steps, finalizer_steps, guarded_patch
-from stead.kinds import machine_needs
 from stead.kinds.register import (
     DATA_VOLUME,
+    NAMESPACE,
+    NETWORK_ATTACHMENT_DEFINITION,
     NODE,
     PERSISTENT_VOLUME,
     PERSISTENT_VOLUME_CLAIM,
@@ -45,6 +49,7 @@ from stead.kinds.register import (
     STORAGE_CLASS,
     VIRTUAL_MACHINE_INSTANCE,
 )
+from stead.kube.selectors import LabelSelector
 
 Object = dict[str, Any]
 
@@ -52,6 +57,8 @@ NODE_LABEL = "kubevirt.io/nodeName"
 #: conditions that this controller sets; all are dropped or turned when the instance is handed to the agent
 _OURS = ("Provisioning", "DataVolumesReady", "PodScheduled", "Synchronized", "Ready")
 RETRY_UNSCHEDULABLE_SECONDS = 10.0
+#: waiting machines of a higher priority for which room is left by one decision
+RESERVED = 64
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,10 +162,11 @@ class Instances:
         self._data_volumes = of(DATA_VOLUME)
         self._classes = of(STORAGE_CLASS)
         self._priorities = of(PRIORITY_CLASS)
-        self._assumed: dict[str, tuple[str, Use]] = {}
-        self._uses: dict[str, tuple[Any, Use]] = {}  # by uid: generation and what it takes, so as not to parse again
+        self._namespaces = of(NAMESPACE)
+        self._networks = of(NETWORK_ATTACHMENT_DEFINITION)
         self._vmis.add_index("claim", claims_used)
         self._vmis.add_index("unplaced", _is_waiting)
+        self._residents = Residents(self._vmis, self._nodes, self._namespaces_of)
 
     def controller(self) -> Controller:
         """The value that `run_controller` runs."""
@@ -166,7 +174,7 @@ class Instances:
             Source(self._vmis, own_key),
             Source(self._claims, self._users),
             Source(self._data_volumes, self._users),
-            Source(self._nodes, lambda _: [key_of(v) for v in self._vmis.by_index("unplaced", "yes")]),
+            Source(self._nodes, self._concerned),
             Source(self._priorities, lambda _: [key_of(v) for v in self._vmis.by_index("unplaced", "yes")]),
         )
         return Controller("instance", self.reconcile, sources, workers=1)
@@ -174,6 +182,11 @@ class Instances:
     def _users(self, obj: Object) -> list[Key]:
         metadata = obj["metadata"]
         return [key_of(v) for v in self._vmis.by_index("claim", f"{metadata['namespace']}/{metadata['name']}")]
+
+    def _concerned(self, node: Object) -> list[Key]:
+        """Machines that a change of a host may help; none when placement does not ask for what changed."""
+        matters = self._residents.matters(node)
+        return [key_of(v) for v in self._vmis.by_index("unplaced", "yes")] if matters else []
 
     async def reconcile(self, key: Key) -> float | None:
         """Take one instance nearer to Scheduled, or let a never-scheduled one go."""
@@ -184,7 +197,6 @@ class Instances:
             await self._let_go(vmi)
             return None
         if status_of(vmi).get("nodeName") or is_final(vmi):
-            self._assumed.pop(vmi["metadata"]["uid"], None)
             return None
         needs = self._needs(vmi)
         step = decide_class(vmi, self._priority_values()) or decide_waiting(needs, key.namespace)
@@ -218,8 +230,7 @@ class Instances:
             self._tell(vmi, step)
             await guarded_patch(self._client, VIRTUAL_MACHINE_INSTANCE, vmi, steps)
         if step.host:
-            use = self._use(vmi)
-            self._assumed[vmi["metadata"]["uid"]] = (step.host, use)
+            self._residents.assume(vmi, step.host)
         return step.again
 
     def _tell(self, vmi: Object, step: Step) -> None:
@@ -253,25 +264,38 @@ class Instances:
 
     def _place(self, vmi: Object, needs: list[Need]) -> Placement:
         """A host for the machine, room left for waiting machines of a higher priority."""
-        used, hosts = self._used(vmi), list(self._nodes.objects())
-        for other in ahead_of(vmi, self._vmis.by_index("unplaced", "yes"), self._priority_values()):
-            asked = self._needs(other)
-            if other["metadata"]["uid"] not in self._assumed and decide_waiting(asked, key_of(other).namespace) is None:
-                chosen = placement.place(self._demand(other, asked), hosts, used)
-                if chosen.host is not None:
-                    before, use = used.get(chosen.host, Use()), self._use(other)
-                    used[chosen.host] = Use(before.cpu_milli + use.cpu_milli, before.memory + use.memory)
-        return placement.place(self._demand(vmi, needs), hosts, used)
+        residents, values, reserved = self._residents, self._priority_values(), []
+        own = values.get(spec_of(vmi).get("priorityClassName") or "", 0)
+        highest = residents.highest_waiting(values)
+        try:
+            if highest is not None and highest > own:
+                for other in ahead_of(vmi, self._vmis.by_index("unplaced", "yes"), values)[:RESERVED]:
+                    reserved += self._reserve(other)
+            return residents.book.place(self._demand(vmi, needs))
+        finally:
+            for key in reserved:
+                residents.book.drop_machine(key)
+
+    def _reserve(self, other: Object) -> list[str]:
+        """Keep room for a waiting machine that could start now; what to drop afterwards."""
+        asked, uid = self._needs(other), other["metadata"]["uid"]
+        if self._residents.is_assumed(uid) or decide_waiting(asked, key_of(other).namespace) is not None:
+            return []
+        chosen = self._residents.book.place(self._demand(other, asked))
+        if chosen.host is None:
+            return []
+        key = f"{uid}@reserved"
+        self._residents.reserve(key, chosen.host, other)
+        return [key]
 
     def place_elsewhere(self, vmi: Object, selector: dict[str, str], without: set[str]) -> Placement:
         """A host for a running machine to move to: as for a new one, but that its own disks go along."""
         demand = self._demand(vmi, [])
         demand = msgspec.structs.replace(demand, node_selector={**demand.node_selector, **selector})
-        hosts = [host for host in self._nodes.objects() if host["metadata"]["name"] not in without]
-        return placement.place(demand, hosts, self._used(vmi))
+        return self._residents.book.place(demand, without)
 
     def _demand(self, vmi: Object, needs: list[Need]) -> Demand:
-        namespace, spec = vmi["metadata"]["namespace"], spec_of(vmi)
+        namespace = vmi["metadata"]["namespace"]
         affinities, pools = [], []
         for need in needs:
             claim = self._claims.get(namespace, need.claim)
@@ -282,49 +306,14 @@ class Instances:
             if need.state == "place":
                 storage_class = self._classes.get(None, spec_of(claim).get("storageClassName") or "") or {}
                 pools.append((storage_class.get("parameters") or {}).get("pool", "default"))
-        selector = dict(spec.get("nodeSelector") or {})
-        if spec.get("architecture"):
-            selector.setdefault("kubernetes.io/arch", spec["architecture"])
-        return Demand(
-            cpu_milli=machine_needs.machine_cpu_milli(vmi),
-            memory=machine_needs.machine_memory(vmi),
-            node_selector=selector,
-            affinity=spec.get("affinity") or {},
-            tolerations=tuple(spec.get("tolerations") or ()),
-            volume_affinities=tuple(affinities),
-            pools=tuple(pools),
-        )
+        bridges = bridges_of(vmi, lambda where, name: spec_of(self._networks.get(where, name)).get("config", ""))
+        around = Surroundings(volume_affinities=tuple(affinities), pools=tuple(pools), bridges=bridges)
+        return demand_from(vmi, around, self._namespaces_of)
 
-    def _used(self, asking: Object) -> dict[str, Use]:
-        """What the machines on each host take, those included that were placed a moment ago."""
-        used: dict[str, Use] = {}
-        known: set[str] = set()
-        for vmi in self._vmis.objects():
-            uid, host = vmi["metadata"]["uid"], status_of(vmi).get("nodeName")
-            known.add(uid)
-            use = self._use(vmi)
-            if not host and uid in self._assumed:
-                host, use = self._assumed[uid]
-            if not host or is_final(vmi) or uid == asking["metadata"]["uid"]:
-                continue
-            state = status_of(vmi).get("migrationState") or {}
-            coming = "" if state.get("completed") or state.get("failed") else state.get("targetNode")
-            for taken in {host, coming or host}:
-                before = used.get(taken, Use())
-                used[taken] = Use(before.cpu_milli + use.cpu_milli, before.memory + use.memory)
-        for gone in [uid for uid in self._assumed if uid not in known]:
-            del self._assumed[gone]
-        for gone in [uid for uid in self._uses if uid not in known]:
-            del self._uses[gone]
-        return used
-
-    def _use(self, vmi: Object) -> Use:
-        uid, generation = vmi["metadata"]["uid"], vmi["metadata"].get("generation")
-        known = self._uses.get(uid)
-        if known is None or known[0] != generation:
-            known = (generation, Use(machine_needs.machine_cpu_milli(vmi), machine_needs.machine_memory(vmi)))
-            self._uses[uid] = known
-        return known[1]
+    def _namespaces_of(self, selector: LabelSelector) -> frozenset[str]:
+        """Namespaces that a selector selects."""
+        found = self._namespaces.objects()
+        return frozenset(n["metadata"]["name"] for n in found if selector.matches(labels_of(n)))
 
     async def _bind_claims(self, vmi: Object, needs: list[Need], host: str) -> None:
         """Tell the volumes controller and the agent where the waiting claims shall be made."""
@@ -335,9 +324,10 @@ class Instances:
                 await guarded_patch(self._client, PERSISTENT_VOLUME_CLAIM, claim, steps)
 
     async def _let_go(self, vmi: Object) -> None:
-        """Remove our finalizer from an instance that no agent ever had, or whose host was removed for good."""
+        """Remove our finalizer from an instance that no agent ever had, or whose host is gone or surely off."""
         host = status_of(vmi).get("nodeName")
-        if (host and self._nodes.get(None, host) is not None) or not has_finalizer(vmi, INSTANCE_FINALIZER):
+        node = self._nodes.get(None, host) if host else None
+        if (node is not None and not is_surely_off(node)) or not has_finalizer(vmi, INSTANCE_FINALIZER):
             return
         await guarded_patch(
             self._client, VIRTUAL_MACHINE_INSTANCE, vmi, finalizer_steps(vmi, remove=INSTANCE_FINALIZER)

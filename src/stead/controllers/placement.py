@@ -1,19 +1,23 @@
-"""Which host a machine goes to: filters that say why not, then scores. Pure; one machine a call.
+"""Which host a machine goes to: what it demands, what a host offers, and why the two do not fit. Pure.
 
-Called by `controllers.instance` on rungs 1 and 2 (on rung 3 kube-scheduler decides). Filters follow kube-scheduler's
-meaning of nodeSelector, node affinity, taints and PV node affinity; processors are overcommitted 10:1 as KubeVirt's
-cpuAllocationRatio does, memory is not overcommitted. The scores prefer a host by the machine's preferred affinity, then
-the host with most memory left, then by name, so that equal questions get equal answers.
+Called by `controllers.instance` on rungs 1 and 2 (on rung 3 kube-scheduler decides) through `placement_book`, which
+keeps the books and chooses. Filters follow kube-scheduler's meaning of nodeSelector, affinity, taints, spreading and PV
+node affinity; processors are overcommitted 10:1 as KubeVirt's cpuAllocationRatio does, memory is not. What a host does
+not state (no allocatable, no capabilities) counts as unlimited: its agent has the last word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections import Counter
 from typing import Any
 
 import msgspec
 
-from stead.controllers.conditions import is_condition, labels_of, spec_of, status_of
+from stead.controllers.conditions import annotations_of, is_condition, labels_of, spec_of, status_of
+from stead.controllers.placement_rules import is_tolerated, matches_terms
+from stead.controllers.placement_terms import PREFERRED, REQUIRED, Wishes
+from stead.kinds.hosts import OUT_OF_SERVICE_TAINT
 from stead.kube.quantity import parse
 
 Object = dict[str, Any]
@@ -21,6 +25,15 @@ Object = dict[str, Any]
 MIB = 1024 * 1024
 SCHEDULABLE_LABEL = "kubevirt.io/schedulable"
 HOSTNAME_LABEL = "kubernetes.io/hostname"
+CAPABILITIES = "stead.io/capabilities"
+#: KubeVirt's resource of which every machine takes one: how many machines a host takes
+MACHINES = "devices.kubevirt.io/kvm"
+#: resource that a host has for each of its bridges (as KubeVirt's bridge-marker)
+BRIDGE = "bridge.network.kubevirt.io/"
+#: hosts that a message names one by one; of further ones it counts the reasons
+NAMED_HOSTS = 40
+#: taints that keep new machines off; PreferNoSchedule does not
+_HARD = ("NoSchedule", "NoExecute")
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +41,15 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
     cpu_milli: int
     memory: int
+    #: further resources by name: hugepages-2Mi in bytes, devices in pieces
+    extra: dict[str, int] = {}
     node_selector: dict[str, str] = {}
+    #: (prefix, name, what it is to people): the label `prefix/name`, of hosts that have any with this prefix
+    offers: tuple[tuple[str, str, str], ...] = ()
+    #: fields of `hypervisor.contract.Machine` that the driver must honour
+    features: tuple[str, ...] = ()
+    #: bridges of the host that its networks use
+    bridges: tuple[str, ...] = ()
     affinity: Object = {}
     tolerations: tuple[Object, ...] = ()
     #: nodeAffinity.required of the bound volumes: each must match
@@ -37,13 +58,22 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[str, ...] = ()
     #: hosts already chosen for volumes that are being made
     pinned_hosts: tuple[str, ...] = ()
+    namespace: str = ""
+    labels: dict[str, str] = {}
+    wishes: Wishes = Wishes()
 
 
 class Use(msgspec.Struct, frozen=True):
-    """What machines on a host take already."""
+    """What one machine takes of its host."""
 
     cpu_milli: int = 0
     memory: int = 0
+    extra: dict[str, int] = {}
+
+
+def use_of(demand: Demand) -> Use:
+    """What a machine with this demand takes."""
+    return Use(demand.cpu_milli, demand.memory, demand.extra)
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -57,136 +87,136 @@ class Placement(msgspec.Struct, frozen=True):
         if not self.reasons:
             return "no host is registered"
         lines = [f"{host}: {why}" for host, why in sorted(self.reasons.items())]
-        return f"0/{len(lines)} hosts are available\n" + "\n".join(lines)
+        rest = Counter(line.partition(": ")[2].partition(":")[0] for line in lines[NAMED_HOSTS:])
+        more = [f"and {count} more: {why}" for why, count in rest.most_common()]
+        return f"0/{len(lines)} hosts are available\n" + "\n".join([*lines[:NAMED_HOSTS], *more])
 
 
-def place(demand: Demand, hosts: Iterable[Object], used: dict[str, Use]) -> Placement:
-    """Choose among Node objects; `used` by host name."""
-    reasons: dict[str, str] = {}
-    best: tuple[float, float, str] | None = None
-    for host in hosts:
-        name = host["metadata"]["name"]
-        taken = used.get(name, Use())
-        why = why_not(demand, host, taken)
-        if why:
-            reasons[name] = why
-            continue
-        rank = (-preference(demand, host), -_memory_left(demand, host, taken), name)
-        if best is None or rank < best:
-            best = rank
-    return Placement(best[2] if best else None, reasons)
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a Node says that placement asks for; it stays equal while nothing of that changes. 0 = not stated."""
+
+    name: str
+    labels: dict[str, str]
+    taints: tuple[Object, ...] = ()
+    is_ready: bool = False
+    is_cordoned: bool = False
+    cpu_milli: int = 0
+    memory: int = 0
+    #: all other resources of allocatable
+    extra: dict[str, int] = {}
+    #: fields that the driver honours; None = it has not told
+    features: frozenset[str] | None = None
 
 
-def why_not(demand: Demand, host: Object, used: Use) -> str:
-    """The first reason why the machine cannot run on this host; "" if it can."""
-    labels = labels_of(host)
-    if not is_condition(host, "Ready"):
+def facts_from(node: Object) -> Facts:
+    """The facts of a Node."""
+    status = status_of(node)
+    offered = status.get("allocatable") or status.get("capacity") or {}
+    others = {key: value for key, value in offered.items() if key not in ("cpu", "memory", "ephemeral-storage", "pods")}
+    return Facts(
+        name=node["metadata"]["name"],
+        labels=labels_of(node),
+        taints=tuple(spec_of(node).get("taints") or ()),
+        is_ready=is_condition(node, "Ready"),
+        is_cordoned=bool(spec_of(node).get("unschedulable")),
+        cpu_milli=parse(offered.get("cpu", 0)).milli(),
+        memory=int(parse(offered.get("memory", 0))),
+        extra={key: int(parse(value)) for key, value in others.items()},
+        features=_features(node),
+    )
+
+
+def _features(node: Object) -> frozenset[str] | None:
+    try:
+        found = json.loads(annotations_of(node).get(CAPABILITIES) or "{}")
+        return frozenset(found["features"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def why_not_host(demand: Demand, host: Facts) -> str:
+    """The first reason, apart from room, volumes and neighbours, why a host cannot run the machine; "" if it can."""
+    if not host.is_ready:
         return "host is not ready"
-    if labels.get(SCHEDULABLE_LABEL, "true") != "true":
+    if any(taint.get("key") == OUT_OF_SERVICE_TAINT["key"] for taint in host.taints):
+        return "host is confirmed dead"
+    if host.labels.get(SCHEDULABLE_LABEL, "true") != "true":
         return f"label {SCHEDULABLE_LABEL} is not true"
-    if spec_of(host).get("unschedulable"):
+    if host.is_cordoned:
         return "host is cordoned"
-    taint = next((t for t in spec_of(host).get("taints") or () if not _is_tolerated(t, demand.tolerations)), None)
+    taint = first_untolerated(demand, host)
     if taint is not None:
         return f"untolerated taint {{{taint.get('key')}: {taint.get('value', '')}}}"
     for key, value in sorted(demand.node_selector.items()):
-        if labels.get(key) != value:
+        if host.labels.get(key) != value:
             return f"label {key}={value} of nodeSelector is missing"
-    return _why_not_affinity(demand, host) or _why_not_volumes(demand, host) or _why_not_room(demand, host, used)
-
-
-def _why_not_affinity(demand: Demand, host: Object) -> str:
-    required = (demand.affinity.get("nodeAffinity") or {}).get("requiredDuringSchedulingIgnoredDuringExecution")
-    if required and not matches_terms(required.get("nodeSelectorTerms") or (), host):
+    required = (demand.affinity.get("nodeAffinity") or {}).get(REQUIRED)
+    if required and not matches_terms(required.get("nodeSelectorTerms") or (), host.name, host.labels):
         return "node affinity does not match"
+    return _why_not_offered(demand, host)
+
+
+def first_untolerated(demand: Demand, host: Facts) -> Object | None:
+    """A taint that keeps the machine off the host."""
+    for taint in host.taints:
+        if taint.get("effect") in _HARD and not is_tolerated(taint, demand.tolerations):
+            return taint
+    return None
+
+
+def _why_not_offered(demand: Demand, host: Facts) -> str:
+    for pool in demand.pools:
+        if f"pool.stead.io/{pool}" not in host.labels:
+            return f"host has no pool {pool}"
+    for prefix, name, what in demand.offers:
+        if f"{prefix}/{name}" not in host.labels and any(key.startswith(f"{prefix}/") for key in host.labels):
+            return f"host does not offer {what} {name}"
+    if host.features is not None:
+        lacking = [feature for feature in demand.features if feature not in host.features]
+        if lacking:
+            return f"the hypervisor of the host does not offer {', '.join(lacking)}"
+    if demand.bridges and any(key.startswith(BRIDGE) for key in host.extra):
+        for bridge in demand.bridges:
+            if BRIDGE + bridge not in host.extra:
+                return f"host has no bridge {bridge}"
     return ""
 
 
-def _why_not_volumes(demand: Demand, host: Object) -> str:
-    name = host["metadata"]["name"]
+def why_not_volumes(demand: Demand, host: Facts) -> str:
+    """Why the machine's volumes keep it off a host; "" if they do not."""
     for affinity in demand.volume_affinities:
-        if not matches_terms(affinity.get("nodeSelectorTerms") or (), host):
+        if not matches_terms(affinity.get("nodeSelectorTerms") or (), host.name, host.labels):
             return "a volume of the machine lies on another host"
     for pinned in demand.pinned_hosts:
-        if pinned != name:
+        if pinned != host.name:
             return f"a volume of the machine is being made on {pinned}"
-    for pool in demand.pools:
-        if f"pool.stead.io/{pool}" not in labels_of(host):
-            return f"host has no pool {pool}"
     return ""
 
 
-def _why_not_room(demand: Demand, host: Object, used: Use) -> str:
-    cpu, memory = capacity(host)
-    if cpu and used.cpu_milli + demand.cpu_milli > cpu:
-        return f"insufficient cpu: needs {demand.cpu_milli}m, {max(0, cpu - used.cpu_milli)}m of {cpu}m left"
-    if memory and used.memory + demand.memory > memory:
-        left = max(0, memory - used.memory) // MIB
-        return f"insufficient memory: needs {demand.memory // MIB}Mi, {left}Mi of {memory // MIB}Mi left"
+def why_no_room(demand: Demand, host: Facts, used: Use, machines: int) -> str:
+    """Which resource of a host is short; "" if none is."""
+    if host.cpu_milli and used.cpu_milli + demand.cpu_milli > host.cpu_milli:
+        left = max(0, host.cpu_milli - used.cpu_milli)
+        return f"insufficient cpu: needs {demand.cpu_milli}m, {left}m of {host.cpu_milli}m left"
+    if host.memory and used.memory + demand.memory > host.memory:
+        left = max(0, host.memory - used.memory) // MIB
+        return f"insufficient memory: needs {demand.memory // MIB}Mi, {left}Mi of {host.memory // MIB}Mi left"
+    for name, wanted in sorted(demand.extra.items()):
+        offered, taken = host.extra.get(name, 0), used.extra.get(name, 0)
+        if taken + wanted > offered:
+            return f"insufficient {name}: needs {wanted}, {max(0, offered - taken)} of {offered} left"
+    if MACHINES in host.extra and machines >= host.extra[MACHINES]:
+        return f"the host is full: {machines} machines of {host.extra[MACHINES]}"
     return ""
 
 
-def capacity(host: Object) -> tuple[int, int]:
-    """(cpu in milli, memory in bytes) that machines may use; 0 = not stated."""
-    status = status_of(host)
-    offered = status.get("allocatable") or status.get("capacity") or {}
-    return parse(offered.get("cpu", 0)).milli(), int(parse(offered.get("memory", 0)))
-
-
-def _memory_left(demand: Demand, host: Object, used: Use) -> float:
-    _, memory = capacity(host)
-    return (memory - used.memory - demand.memory) / memory if memory else 0.0
-
-
-def preference(demand: Demand, host: Object) -> float:
-    """Sum of the weights of the preferred node affinity terms that this host matches."""
-    preferred = (demand.affinity.get("nodeAffinity") or {}).get("preferredDuringSchedulingIgnoredDuringExecution")
-    return sum(float(p.get("weight", 0)) for p in preferred or () if matches_terms((p.get("preference") or {},), host))
-
-
-def matches_terms(terms: Iterable[Object], host: Object) -> bool:
-    """Whether any NodeSelectorTerm matches; a term without requirements matches nothing."""
-    return any(_matches_term(term, host) for term in terms)
-
-
-def _matches_term(term: Object, host: Object) -> bool:
-    expressions, fields = term.get("matchExpressions") or (), term.get("matchFields") or ()
-    if not expressions and not fields:
-        return False
-    names = {"metadata.name": host["metadata"]["name"]}
-    return all(_matches(e, labels_of(host)) for e in expressions) and all(_matches(f, names) for f in fields)
-
-
-def _matches(requirement: Object, labels: dict[str, str]) -> bool:
-    value, values = labels.get(requirement.get("key", "")), requirement.get("values") or []
-    match requirement.get("operator"):
-        case "In":
-            return value in values
-        case "NotIn":
-            return value not in values
-        case "Exists":
-            return value is not None
-        case "DoesNotExist":
-            return value is None
-        case "Gt" | "Lt" as operator:
-            try:
-                number, bound = int(value or ""), int(values[0])
-            except (ValueError, IndexError):
-                return False
-            return number > bound if operator == "Gt" else number < bound
-    return False
-
-
-def _is_tolerated(taint: Object, tolerations: Iterable[Object]) -> bool:
-    if taint.get("effect") == "PreferNoSchedule":
-        return True
-    for toleration in tolerations:
-        if toleration.get("effect") not in (None, "", taint.get("effect")):
-            continue
-        if toleration.get("key") not in (None, "", taint.get("key")):
-            continue
-        if toleration.get("operator") == "Exists":
-            return True
-        if toleration.get("key") and toleration.get("value", "") == taint.get("value", ""):
-            return True
-    return False
+def preference(demand: Demand, host: Facts) -> float:
+    """How much the machine likes a host for itself: weights of preferred node affinity, less one a soft taint."""
+    preferred = (demand.affinity.get("nodeAffinity") or {}).get(PREFERRED)
+    liked = sum(
+        float(p.get("weight", 0))
+        for p in preferred or ()
+        if matches_terms((p.get("preference") or {},), host.name, host.labels)
+    )
+    soft = [t for t in host.taints if t.get("effect") == "PreferNoSchedule"]
+    return liked - sum(1 for taint in soft if not is_tolerated(taint, demand.tolerations))

@@ -26,7 +26,9 @@ from stead.controllers.datasource import DataSources
 from stead.controllers.disk import Disks
 from stead.controllers.evacuation import Evacuations
 from stead.controllers.events import Recorder, expire_events
+from stead.controllers.fencing import Fencing
 from stead.controllers.foreign import ForeignGarbage
+from stead.controllers.healing import Healing
 from stead.controllers.hosts import GRACE_SECONDS, Hosts
 from stead.controllers.importcron import ImportCrons
 from stead.controllers.instance import Instances
@@ -59,6 +61,8 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
     upload_ca: str = ""
     identity: str = ""
     node_grace_seconds: float = GRACE_SECONDS
+    #: program that makes sure that a host is off; none = only administrators do
+    fencer: tuple[str, ...] = ()
     #: makes the metrics hooks of a queue from the controller's name
     hooks: Callable[[str], QueueHooks] | None = None
 
@@ -71,7 +75,7 @@ def storable(resources: Sequence[Resource] = ALL) -> tuple[Resource, ...]:
 def all_controllers(world: World, options: ControllerOptions) -> list[Controller]:
     """Every controller but the garbage collector, wired to the world's informers."""
     kinds = storable()
-    addresses = Addresses(world, options.pod_cidr)
+    addresses, healing = Addresses(world, options.pod_cidr), Healing(world)
     instances = Instances(world, addresses)
     found = [
         Machines(world).controller(),
@@ -89,6 +93,8 @@ def all_controllers(world: World, options: ControllerOptions) -> list[Controller
         Namespaces(world, (*kinds, EVENT), options.root_ca).controller(),
         QuotaCounts(world).controller(),
         Hosts(world, grace_seconds=options.node_grace_seconds).controller(),
+        healing.controller(),
+        *([Fencing(world, healing, options.fencer).controller()] if options.fencer else []),
     ]
     if options.hooks is not None:
         for controller in found:

@@ -267,6 +267,9 @@ class Capabilities(Value, frozen=True):
     software_emulation: bool
     software_emulation_reason: str = ""
     live_migration: bool = False
+    #: what a guest with the host's own model needs of another host; Hyper-V enlightenments that can be had
+    host_model_features: tuple[str, ...] = ()
+    hyperv_features: tuple[str, ...] = ()
 
 
 class Hypervisor(Protocol):

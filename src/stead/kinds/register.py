@@ -15,6 +15,7 @@ from stead.kinds import (
     core,
     crd,
     instancetype,
+    joins,
     kubevirt,
     machine,
     migration,
@@ -214,6 +215,16 @@ CDI = _custom(
     columns=(AGE, Column("Phase", "string", ".status.phase")),
 )
 CDI_CONFIG = _custom(_CDI_GROUP, "v1beta1", "CDIConfig", "cdiconfigs", cdi.CDIConfig, namespaced=False)
+JOIN = _custom(
+    "stead.io",
+    "v1alpha1",
+    "Join",
+    "joins",
+    joins.Join,
+    namespaced=False,
+    verbs=_CREATE_ONLY,
+    has_generation=False,
+)
 UPLOAD_TOKEN_REQUEST = _custom(
     "upload.cdi.kubevirt.io",
     "v1beta1",
@@ -416,6 +427,7 @@ ALL: tuple[Resource, ...] = (
     CDI,
     CDI_CONFIG,
     UPLOAD_TOKEN_REQUEST,
+    JOIN,
     NAMESPACE,
     NODE,
     PERSISTENT_VOLUME_CLAIM,

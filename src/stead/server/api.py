@@ -26,6 +26,7 @@ from stead.server.catalogue import Catalogue
 from stead.server.definition_rules import CONTROLLER_NAME
 from stead.server.definitions import Definitions
 from stead.server.health import Health, Metrics
+from stead.server.joins import Joins, Signing
 from stead.server.local import LocalVerbs
 from stead.server.login import Logins
 from stead.server.node_authz import NodeGuard
@@ -57,6 +58,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     agent_tls: ssl.SSLContext | None = None
     resources: Iterable[Resource] = register.ALL
     oidc: OidcSettings | None = None
+    #: None = no host may join
+    signing: Signing | None = None
 
 
 class ApiServer:
@@ -88,6 +91,7 @@ class ApiServer:
             subresources=Subresources(self.verbs, self.agents),
             uploads=Uploads(self.registry, self.issuer, self.agents),
             logins=Logins(self._own_verbs, self.registry),
+            joins=Joins(self._own_verbs, settings.signing) if settings.signing is not None else None,
         ))  # fmt: skip
 
     async def start(self) -> None:
@@ -96,6 +100,10 @@ class ApiServer:
         self.definitions.load()
         await ensure_defaults(self.local_verbs(CONTROLLER))
         self.definitions.start()
+
+    async def run_until_broken(self) -> None:
+        """Raise when the store can no longer be followed; a fresh start helps."""
+        await self.cache.run_until_broken()
 
     async def stop(self) -> None:
         """End watches and streams, close connections to agents, stop the cache. The store is the caller's."""
@@ -117,7 +125,7 @@ class ApiServer:
         return self.local_verbs(CONTROLLER)
 
     def _store_trouble(self) -> str | None:
-        return None if self.registry.revision >= 0 else "no revision"
+        return self.cache.store.trouble
 
     def _cache_trouble(self) -> str | None:
         return str(self.cache.failure) if self.cache.failure is not None else None

@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from stead.kinds import register
+from stead.kinds.joins import ABOUT_PATH
 from stead.kinds.old_manifests import newer_version
 from stead.kinds.resource import Resource
 from stead.kube import encoding, meta, protobuf
@@ -121,6 +122,14 @@ class UploadHandler(Protocol):
     async def handle(self, exchange: Exchange) -> Answer | None: ...
 
 
+class JoinHandler(Protocol):
+    """`server.joins`: hosts that join."""
+
+    async def about(self) -> Answer: ...
+
+    async def create(self, exchange: Exchange, obj: dict[str, Any]) -> Answer: ...
+
+
 class LoginHandler(Protocol):
     """`server.login`: sessions for passwords."""
 
@@ -141,6 +150,7 @@ class Server(msgspec.Struct, kw_only=True):
     subresources: SubresourceHandler | None = None
     uploads: UploadHandler | None = None
     logins: LoginHandler | None = None
+    joins: JoinHandler | None = None
     address: str = ""
 
 
@@ -257,17 +267,24 @@ class App:
             return await server.uploads.handle(exchange)
         if server.logins is not None and request.path.rstrip("/") in LOGIN_PATHS:
             return await server.logins.handle(exchange)
-        await self._authenticate(exchange)
-        with _not_sniffed():
-            self._impersonate(exchange)
+        if server.joins is not None and request.path == ABOUT_PATH and request.method == "GET":
+            return await server.joins.about()
+        await self._identify(exchange)
         if request.path.rstrip("/").startswith(_OPEN) and not request.is_resource:
             opened = self._open_path(exchange)
             if opened is not None:
                 return opened
         with _not_sniffed():
-            self._authorize(exchange)
+            try:
+                self._authorize(exchange)
+            except ApiError:
+                if not await server.verbs.registry.catch_up():
+                    raise
+                self._authorize(exchange)  # another plane may have granted it a moment ago
         await server.authenticator.spend(exchange.original or exchange.user)
         async with self._place(exchange):
+            if needs_newest(request):
+                await server.verbs.registry.catch_up()
             if exchange.scope["type"] == "websocket":
                 return await self._websocket(exchange)
             if request.verb == "watch" or self._is_stream(request):
@@ -275,6 +292,20 @@ class App:
             limit = self._deadline(request)
             async with asyncio.timeout(limit):
                 return await (self._resource(exchange) if request.is_resource else self._other(exchange))
+
+    async def _identify(self, exchange: Exchange) -> None:
+        """Who asks, and for whom. Raises 401 and 403, also by what other planes have acknowledged."""
+        try:
+            await self._authenticate(exchange)
+            with _not_sniffed():
+                self._impersonate(exchange)
+        except ApiError:
+            if not await self._server.verbs.registry.catch_up():
+                raise
+            exchange.original = None
+            await self._authenticate(exchange)
+            with _not_sniffed():
+                self._impersonate(exchange)
 
     def _is_stream(self, request: Request) -> bool:
         return request.group in SUBRESOURCE_GROUPS
@@ -548,6 +579,10 @@ class App:
     ) -> Answer:
         call = self._call(exchange, served, "CreateOptions")
         decoded = self._decode(exchange, served, body)
+        if served.resource is register.JOIN:
+            if self._server.joins is None:
+                raise _method_not_allowed()
+            return _formatted(await self._server.joins.create(exchange, decoded.value), accepted)
         if served.is_virtual:
             if self._server.reviews is None:
                 raise _method_not_allowed()
@@ -604,6 +639,17 @@ def _formatted(answer: Answer, accepted: Accepted) -> Answer:
     if accepted.format == "yaml" and answer.content_type == JSON:
         answer.body, answer.content_type = encoding.encode_yaml(msgspec.json.decode(answer.body)), YAML
     return answer
+
+
+def needs_newest(request: Request) -> bool:
+    """Whether it must see all that any plane has acknowledged: not a read of what the client has seen, or of anything.
+
+    Changes too, since they answer from what is there when they change nothing or find nothing.
+    """
+    if not request.is_resource:
+        return False
+    named = request.query.get("resourceVersion") or request.query.get("continue")
+    return request.is_write or request.group in SUBRESOURCE_GROUPS or not named
 
 
 def _method_not_allowed() -> ApiError:

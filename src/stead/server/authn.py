@@ -25,6 +25,7 @@ from cryptography.x509.oid import NameOID
 
 from stead.kinds import register
 from stead.kinds.accounts import SESSION_PREFIX, URI_PREFIX
+from stead.kinds.joins import HOST_URI_PREFIX
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
 from stead.kube.meta import go_quote
@@ -202,7 +203,7 @@ class Authenticator:
         self._reader = reader
         self._issuer = issuer
         self._sources = sources or Sources()
-        #: identity and, for users of ours, the uid of their object, by certificate
+        #: identity and what it dies with (see `_identity_of`), by certificate
         self._certificates: OrderedDict[bytes, tuple[User, str]] = OrderedDict()
 
     @property
@@ -292,6 +293,11 @@ class Authenticator:
         user, uid = known
         if not uid:
             return user
+        if uid.startswith(HOST_URI_PREFIX):
+            node = self._reader.peek(register.NODE, "", user.name.removeprefix("system:node:"))
+            if not _is_live(node, uid.removeprefix(HOST_URI_PREFIX)):
+                raise unauthorized()  # the host was removed: it must join again
+            return user
         if self._sources.accounts is None:
             raise unauthorized()
         current = self._sources.accounts.from_certificate(user.name, uid)
@@ -299,7 +305,7 @@ class Authenticator:
 
 
 def _identity_of(der: bytes) -> tuple[User, str]:
-    """What a certificate says, and the uid of the user's object that it dies with, or "". Raises 401."""
+    """What a certificate says, and what it dies with: a user's object by uid, a host's URI, or "". Raises 401."""
     certificate = x509.load_der_x509_certificate(der)
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if not names:
@@ -315,7 +321,8 @@ def _identity_of(der: bytes) -> tuple[User, str]:
     except x509.ExtensionNotFound:
         return user, ""
     uris = others.get_values_for_type(x509.UniformResourceIdentifier)
-    return user, next((uri.removeprefix(URI_PREFIX) for uri in uris if uri.startswith(URI_PREFIX)), "")
+    host = next((uri for uri in uris if uri.startswith(HOST_URI_PREFIX)), "")
+    return user, host or next((uri.removeprefix(URI_PREFIX) for uri in uris if uri.startswith(URI_PREFIX)), "")
 
 
 def _is_live(found: dict[str, Any] | None, uid: str) -> bool:

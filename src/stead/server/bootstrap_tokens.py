@@ -3,7 +3,8 @@
 Called by `authn` (who is it) and `app` (spend it). The Secret keeps only the SHA-256 of the secret half. The first
 request that is allowed removes the Secret before it is carried out; whoever comes second, or at the same moment, gets
 401. A request that is refused by authorisation leaves the token as it was. Names and groups follow Kubernetes'
-bootstrap tokens: groups begin with `system:bootstrappers:`, anything else makes the token worthless.
+bootstrap tokens: groups begin with `system:bootstrappers:`, anything else makes the token worthless. `stead-host`
+ties a token to one host (`server.joins`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from stead.server.local import LocalVerbs
 NAMESPACE = "kube-system"
 TYPE = "bootstrap.kubernetes.io/token"
 USER_PREFIX = "system:bootstrap:"
+#: names the one host that a token lets in; and how the identity says so
+HOST_KEY, HOST_EXTRA = "stead-host", "stead.io/host"
 _ID = re.compile(r"[a-z0-9]{1,32}\Z")
 _GROUP = re.compile(r"system:bootstrappers:[a-z0-9:-]{0,255}[a-z0-9]\Z")
 
@@ -55,7 +58,8 @@ class BootstrapTokens:
         groups = [name for name in data.get("auth-extra-groups", "").split(",") if name]
         if not all(_GROUP.match(name) for name in groups):
             raise unauthorized()
-        return User(USER_PREFIX + token_id, groups=("system:bootstrappers", *groups, AUTHENTICATED))
+        extra = {HOST_EXTRA: [data[HOST_KEY]]} if data.get(HOST_KEY) else {}
+        return User(USER_PREFIX + token_id, groups=("system:bootstrappers", *groups, AUTHENTICATED), extra=extra)
 
     async def spend(self, user: User) -> None:
         """Remove the token of a request that goes ahead; nothing for other users. Raises 401 when it was used."""

@@ -44,7 +44,7 @@ class Served(msgspec.Struct, frozen=True, dict=True):
     @property
     def is_virtual(self) -> bool:
         """Whether the kind is never stored."""
-        return self.resource.group in VIRTUAL_GROUPS
+        return self.resource.group in VIRTUAL_GROUPS or self.resource is register.JOIN
 
 
 class Catalogue:

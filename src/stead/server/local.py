@@ -2,6 +2,8 @@
 
 Made by the composition root. Admission, validation and RBAC's escalation rules apply as for a request; authorisation of
 each call is left out where the identity is ours and in `system:masters` (rung 1's controllers), else it is asked.
+With several planes a list is no older than what any of them had acknowledged; a get is what this plane knows, since a
+write that follows from it is refused when it was too old.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class LocalVerbs:
         """All that is selected, shared."""
         self._check("list", resource, selection.namespace or "")
         selector = parse_selector(resource, selection.labels, selection.fields)
+        await self._verbs.registry.catch_up()
         page = await self._verbs.reader.page(resource, selection.namespace or "", ListOptions(selector=selector))
         registry = self._verbs.registry
         shared = [registry.record(record.key, record.revision, record.value).obj for record in page.records]

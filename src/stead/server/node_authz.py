@@ -81,6 +81,8 @@ class NodeGuard:
             return _ALLOWED if gone and not subresource else _no("a host does not read machines, only instances")
         if asked.group == "coordination.k8s.io" and plural == "leases":
             return self._lease(host, asked)
+        if (asked.group, plural) == ("stead.io", "joins"):
+            return _ALLOWED if asked.verb == "create" else _no("a host renews its certificate only")
         if asked.group == "":
             return self._core(host, asked, plural, subresource)
         return _no(f"a host may not {asked.verb} {plural}")

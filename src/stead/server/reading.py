@@ -206,6 +206,7 @@ class Reader:
         """One page of a list. Raises 400, 410 and 504."""
         prefix = self._registry.prefix(resource, namespace)
         if options.token:
+            await self.wait_until(decode_token(options.token)[0])  # another plane may have begun the list
             return self._continue(prefix, options)
         revision = options.revision
         exact = options.match == "Exact" or (options.limit > 0 and bool(revision) and not options.match)

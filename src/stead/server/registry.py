@@ -3,20 +3,34 @@
 Called by `verbs`, `watching`, `authn`, `authz` and `reviews`. What is stored is the object's JSON without its
 resourceVersion, with apiVersion, kind and metadata first; the resourceVersion is the revision of the last write and
 is put into the bytes on the way out, so that nothing is parsed or encoded again for a read. A parsed object is shared
-by all who ask for it: **never mutate one**. All reads are answered by the watch cache, on the event loop.
+by all who ask for it: **never mutate one**. All reads are answered by the watch cache, on the event loop; one that must
+see what other planes have acknowledged calls `catch_up` before.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from stead.kinds import register
 from stead.kinds.resource import Resource
-from stead.store.contract import Compacted, Delete, Entry, Event, Put, Store
+from stead.kube.errors import ApiError
+from stead.store.contract import (
+    Compacted,
+    Delete,
+    Entry,
+    Event,
+    Put,
+    Store,
+    StoreFailure,
+    TooLarge,
+    Unanswered,
+    Unavailable,
+)
 from stead.store.watch import Cache, Subscription
 
 Object = dict[str, Any]
@@ -85,6 +99,23 @@ class Record:
             # Revision 0 is that of a dry run's create: it has none.
             self._body = with_revision(self.value, self.revision) if self.revision else self.value
         return self._body
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What a store that other machines keep says of itself, as a client reads it."""
+    try:
+        yield
+    except TooLarge as error:
+        raise ApiError("RequestEntityTooLarge", f"the store refuses the object: {error}") from error
+    except Unavailable as error:
+        text = f"the store cannot be reached; nothing was changed: {error}"
+        raise ApiError("ServiceUnavailable", text, {"retryAfterSeconds": 1}) from error
+    except Unanswered as error:
+        text = f"Timeout: the store did not answer, and the change may have taken effect or not: {error}"
+        raise ApiError("Timeout", text) from error
+    except StoreFailure as error:
+        raise ApiError("InternalError", f"Internal error occurred: {error}") from error
 
 
 class Registry:
@@ -168,10 +199,23 @@ class Registry:
         return self._store.is_shared
 
     async def commit(self, writes: Sequence[Put | Delete]) -> int:
-        """Write all or nothing, and return once reads show it. Raises `store.contract.Conflict`."""
-        revision = await self._store.commit(writes)
+        """Write all or nothing, and return once reads show it. Raises `store.contract.Conflict`, 413, 503 and 504."""
+        with _told():
+            revision = await self._store.commit(writes)
         await self.cache.wait_for(revision)
         return revision
+
+    async def catch_up(self) -> bool:
+        """Wait until reads show all that any plane had acknowledged when this was called; whether that was more.
+
+        Raises 503 and 504.
+        """
+        with _told():
+            revision = await self._store.latest()
+        if revision <= self.cache.revision:
+            return False
+        await self.cache.wait_for(revision)
+        return True
 
     async def settle(self, revision: int) -> None:
         """Wait until reads show `revision` (after a lost race)."""

@@ -11,6 +11,7 @@ from typing import Any
 from stead.kinds import register
 from stead.kinds.aggregation import aggregated_rules, is_aggregated
 from stead.kinds.crds import custom_resource_definitions
+from stead.kinds.joins import GROUP as JOIN_GROUP
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
 from stead.kube.schema import schema_from_struct
@@ -28,6 +29,9 @@ _READ = ["get", "list", "watch"]
 _WRITE = ["create", "delete", "deletecollection", "patch", "update"]
 _SUB = "subresources.kubevirt.io"
 _OWN_SUB = "subresources.stead.io"
+
+#: how often a default is looked at again that another plane has just made or changed
+_TRIES = 5
 
 NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease", "kubevirt", "kubevirt-os-images")
 
@@ -208,6 +212,7 @@ def default_bindings() -> list[Object]:
         ("kubevirt.io:default", "kubevirt.io:default", "system:authenticated"),
         ("instancetype.kubevirt.io:view", "instancetype.kubevirt.io:view", "system:authenticated"),
         ("cdi.kubevirt.io:config-reader", "cdi.kubevirt.io:config-reader", "system:authenticated"),
+        ("system:node-bootstrapper", "system:node-bootstrapper", JOIN_GROUP),
     )
     group = "rbac.authorization.k8s.io"
     return [
@@ -267,6 +272,18 @@ def with_aggregation(roles: list[Object]) -> list[Object]:
 
 async def _ensure(
     verbs: LocalVerbs, resource: Resource, wanted: Object, fields: tuple[str, ...] = (), subresource: str = ""
+) -> None:
+    for _ in range(_TRIES):
+        try:
+            await _ensure_once(verbs, resource, wanted, fields, subresource)
+            return
+        except ApiError as error:
+            if error.code != 409:  # else another plane does the same at this moment
+                raise
+
+
+async def _ensure_once(
+    verbs: LocalVerbs, resource: Resource, wanted: Object, fields: tuple[str, ...], subresource: str
 ) -> None:
     try:
         found = await verbs.get(resource, "", wanted["metadata"]["name"])

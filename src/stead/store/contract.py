@@ -1,16 +1,22 @@
 """The contract of a store: an etcd-shaped, revisioned map from key to bytes, with compare-and-swap and watch.
 
 Called by `server.registry` only. One global revision counts every committed write. A write that was acknowledged
-survives power loss. Events are published after commit, in revision order, each exactly once. One contract suite
+survives power loss. Events are published after commit, in revision order, each exactly once; those of one commit come
+in one batch, and may share its revision. One contract suite
 (`tests/contract/test_store.py`) runs on every implementation.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
+
+#: Writes that one commit may hold (etcd takes 128 operations a transaction), and bytes of values of several writes
+#: (etcd takes 1.5 MiB a request unless it is told otherwise).
+MAX_WRITES = 100
+MAX_BYTES = 512 * 1024
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -46,6 +52,20 @@ class Delete(msgspec.Struct, frozen=True):
     expected: int | None
 
 
+def in_parts(writes: Sequence[Put]) -> Iterator[list[Put]]:
+    """The writes, in order, in as few commits as any store takes."""
+    part: list[Put] = []
+    size = 0
+    for write in writes:
+        if part and (len(part) == MAX_WRITES or size + len(write.value) > MAX_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(write)
+        size += len(write.value)
+    if part:
+        yield part
+
+
 class Range(msgspec.Struct, frozen=True):
     """Answer of a range read: entries in key order, the revision it is consistent at, and whether more follow."""
 
@@ -76,12 +96,33 @@ class StoreFailure(Exception):
     """The store could not commit or read (disk full, I/O error). Nothing of the write took effect."""
 
 
+class Unavailable(StoreFailure):
+    """The store cannot be reached, or too few of its members run. Nothing of the write took effect."""
+
+
+class Unanswered(StoreFailure):
+    """A write was sent and no answer came: it may have taken effect, or may do so yet."""
+
+
+class TooLarge(StoreFailure):
+    """One write, or all of a commit, has more bytes than the store takes. Nothing took effect."""
+
+
 class Store(Protocol):
     """See the module's prose. All methods may raise `StoreFailure`."""
 
     @property
     def revision(self) -> int:
-        """Revision of the last commit."""
+        """Revision of the last commit that this process knows of."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the store cannot be used at the moment, or None."""
+        ...
+
+    async def latest(self) -> int:
+        """Revision of the last commit of whomever: all that was acknowledged before the call is at or below it."""
         ...
 
     @property
@@ -98,7 +139,7 @@ class Store(Protocol):
         ...
 
     async def commit(self, writes: Sequence[Put | Delete]) -> int:
-        """Apply all writes or none, durably, and return the new revision. Raises `Conflict`."""
+        """Apply all writes (`MAX_WRITES` at most) or none, durably; the new revision. Raises `Conflict`."""
         ...
 
     def watch(self, after: int) -> AsyncIterator[Sequence[Event]]:

@@ -18,9 +18,9 @@ FORMAT = 2
 class TooNew(Exception):
     """The store was written by a newer release."""
 
-    def __init__(self, path: Path, found: int) -> None:
+    def __init__(self, where: object, found: int, known: int = FORMAT) -> None:
         super().__init__(
-            f"store {path} has format {found}, this release knows formats up to {FORMAT}; "
+            f"store {where} has format {found}, this release knows formats up to {known}; "
             "start the release that wrote it, or restore a backup taken before the upgrade"
         )
         self.found = found

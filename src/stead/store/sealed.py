@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
-from stead.store.contract import Delete, Entry, Event, Put, Range, Store, StoreFailure
+from stead.store.contract import Conflict, Delete, Entry, Event, Put, Range, Store, StoreFailure, in_parts
 from stead.store.keyring import Keyring, KeyringError
 
 #: collections whose values are sealed
 PREFIXES = ("/registry/core/secrets/",)
-#: values sealed anew in one commit
-BATCH = 100
+#: how often sealing anew starts over because another plane wrote meanwhile
+TRIES = 20
 
 
 class SealedStore:
@@ -36,18 +36,33 @@ class SealedStore:
         """Check that every value can be opened, then seal anew what is due. Raises StoreFailure; nothing is lost."""
         sealed = cls(store, keyring)
         for prefix in PREFIXES:
-            stored = (await store.range(prefix)).entries
-            opened = [(entry, sealed._plain(entry.key, entry.value)) for entry in stored]
-            due = [(entry, plain) for entry, plain in opened if not keyring.is_current(entry.value)]
-            for start in range(0, len(due), BATCH):
-                part = due[start : start + BATCH]
-                await store.commit([Put(at.key, keyring.seal(at.key, plain), at.mod_revision) for at, plain in part])
-            sealed.resealed += len(due)
+            for tries in range(TRIES):
+                try:
+                    await sealed._seal_anew(prefix)
+                    break
+                except Conflict:  # another plane writes
+                    if tries == TRIES - 1:
+                        raise StoreFailure("Secrets change too fast to be sealed anew: start again") from None
         return sealed
+
+    async def _seal_anew(self, prefix: str) -> None:
+        stored, keyring = (await self._store.range(prefix)).entries, self._keyring
+        opened = [(entry, self._plain(entry.key, entry.value)) for entry in stored]
+        due = [(entry, plain) for entry, plain in opened if not keyring.is_current(entry.value)]
+        for part in in_parts([Put(at.key, keyring.seal(at.key, plain), at.mod_revision) for at, plain in due]):
+            await self._store.commit(part)
+            self.resealed += len(part)
 
     @property
     def revision(self) -> int:
         return self._store.revision
+
+    @property
+    def trouble(self) -> str | None:
+        return self._store.trouble
+
+    async def latest(self) -> int:
+        return await self._store.latest()
 
     @property
     def is_shared(self) -> bool:

@@ -136,6 +136,13 @@ class SqliteStore:
         return self._revision
 
     @property
+    def trouble(self) -> str | None:
+        return None
+
+    async def latest(self) -> int:
+        return self._revision
+
+    @property
     def is_shared(self) -> bool:
         return False
 

@@ -19,8 +19,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
+import structlog
 
-from stead.store.contract import Compacted, Entry, Event, Store
+from stead.store.contract import Compacted, Entry, Event, Store, StoreFailure
+
+log = structlog.get_logger(__name__)
 
 #: Events kept for resuming watchers. etcd keeps five minutes; this is about that at 30 writes a second.
 RING = 10_000
@@ -43,10 +46,14 @@ def collection_of(key: str) -> str:
 
 
 class Subscription:
-    """Events of one prefix, in order. Iterate it once; `close()` ends the iteration."""
+    """Events of one prefix after a revision, in order. Iterate it once; `close()` ends the iteration.
 
-    def __init__(self, prefix: str, backlog: list[Event]) -> None:
+    The revision may be one that the cache has yet to reach: a client has seen it at another plane.
+    """
+
+    def __init__(self, prefix: str, backlog: list[Event], after: int) -> None:
         self.prefix = prefix
+        self._after = after
         self._queue: deque[Event] = deque(backlog)
         self._wake = asyncio.Event()
         self._ended = False
@@ -54,6 +61,8 @@ class Subscription:
 
     def offer(self, event: Event) -> None:
         """Called by the cache: take the event, or mark the subscriber as overrun."""
+        if event.revision <= self._after:
+            return
         if len(self._queue) >= QUEUE:
             self._overrun = True
             self._ended = True
@@ -118,6 +127,7 @@ class Cache:
         self._task: asyncio.Task[None] | None = None
         self._compactor: asyncio.Task[None] | None = None
         self._failed: BaseException | None = None
+        self._broken = asyncio.Event()
 
     async def start(self) -> None:
         """Load everything and follow the store from there."""
@@ -205,7 +215,7 @@ class Cache:
             raise Compacted(self._oldest)
         start = bisect.bisect_right(self._ring, after, key=lambda event: event.revision)
         backlog = [self._ring[at] for at in range(start, len(self._ring)) if self._ring[at].key.startswith(prefix)]
-        subscription = Subscription(prefix, backlog)
+        subscription = Subscription(prefix, backlog, after)
         self._collection(collection_of(prefix)).subscriptions.append(subscription)
         return subscription
 
@@ -246,7 +256,12 @@ class Cache:
             raise
         except Exception as error:
             self._failed = error
-            raise
+            self._broken.set()
+
+    async def run_until_broken(self) -> None:
+        """Return never, but raise why the cache no longer follows the store: only a fresh start can help."""
+        await self._broken.wait()
+        raise StoreFailure(f"the store can no longer be followed: {self._failed}") from self._failed
 
     def _apply(self, event: Event) -> None:
         collection = self._collection(collection_of(event.key))
@@ -284,4 +299,7 @@ class Cache:
             while len(marks) > 1 and marks[1][0] <= time.monotonic() - HISTORY_SECONDS:
                 marks.popleft()
             if marks[0][0] <= time.monotonic() - HISTORY_SECONDS:
-                await self.store.compact(marks[0][1])
+                try:
+                    await self.store.compact(marks[0][1])
+                except StoreFailure as error:  # next time
+                    log.warning("history could not be compacted", error=str(error))

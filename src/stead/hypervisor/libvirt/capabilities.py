@@ -27,17 +27,36 @@ class Documents(msgspec.Struct, frozen=True):
     domain: str
     libvirt_version: int
     hypervisor_version: int
+    #: the host's model with each of its features written out, or "" where libvirt cannot tell
+    expanded: str = ""
 
 
 def read(connection: libvirt.virConnect, software_emulation: bool) -> Documents:
     """Blocking: ask libvirt (seconds when it must probe QEMU first)."""
     kind = "qemu" if software_emulation else "kvm"
+    domain = connection.getDomainCapabilities(None, platform.machine(), "q35", kind)
     return Documents(
         host=connection.getCapabilities(),
-        domain=connection.getDomainCapabilities(None, platform.machine(), "q35", kind),
+        domain=domain,
+        expanded=_expanded(connection, domain, kind),
         libvirt_version=connection.getLibVersion(),
         hypervisor_version=connection.getVersion(),
     )
+
+
+def _expanded(connection: libvirt.virConnect, domain: str, kind: str) -> str:
+    """Blocking: the host model's features, those that its name implies included."""
+    mode = ET.fromstring(domain).find("cpu/mode[@name='host-model']")  # noqa: S314  # from libvirt itself
+    if mode is None or mode.get("supported") != "yes":
+        return ""
+    cpu = ET.Element("cpu")
+    cpu.extend([element for element in mode if element.tag in ("model", "vendor", "feature")])
+    flag = libvirt.VIR_CONNECT_BASELINE_CPU_EXPAND_FEATURES
+    text = ET.tostring(cpu, encoding="unicode")
+    try:
+        return str(connection.baselineHypervisorCPU(None, platform.machine(), None, kind, [text], flag))
+    except libvirt.libvirtError:
+        return ""
 
 
 def emulator_from_documents(host_xml: str) -> str:
@@ -50,7 +69,7 @@ def emulator_from_documents(host_xml: str) -> str:
 
 
 def capabilities_from_documents(documents: Documents, probe: Probe) -> Capabilities:
-    """The contract's view. CPU models are those usable as they are; features those of the host model."""
+    """The contract's view. CPU models are those usable as they are; features all that the host model has."""
     host = ET.fromstring(documents.host)  # noqa: S314  # from libvirt itself
     domain = ET.fromstring(documents.domain)  # noqa: S314  # from libvirt itself
     model = domain.find("cpu/mode[@name='host-model']")
@@ -63,7 +82,9 @@ def capabilities_from_documents(documents: Documents, probe: Probe) -> Capabilit
         architectures=(platform.machine(),),
         machine_types=_machine_types(host),
         cpu_models=tuple(sorted(element.text or "" for element in usable)),
-        cpu_features=tuple(sorted(element.get("name", "") for element in required)),
+        cpu_features=_all_features(documents.expanded),
+        host_model_features=tuple(sorted(element.get("name", "") for element in required)),
+        hyperv_features=tuple(sorted(value.text or "" for value in _hyperv(domain))),
         host_cpu_model=("" if model is None else model.findtext("model", "")) or host.findtext("host/cpu/model", ""),
         host_cpu_vendor=("" if model is None else model.findtext("vendor", "")) or host.findtext("host/cpu/vendor", ""),
         features=_features(documents, domain),
@@ -71,6 +92,19 @@ def capabilities_from_documents(documents: Documents, probe: Probe) -> Capabilit
         software_emulation_reason=probe.reason,
         live_migration=True,
     )
+
+
+def _all_features(expanded: str) -> tuple[str, ...]:
+    """Every feature of the host's model; none where libvirt could not tell, which placement takes for unknown."""
+    if not expanded:
+        return ()
+    found = ET.fromstring(expanded).findall("feature")  # noqa: S314  # from libvirt itself
+    wanted = {element.get("name", "") for element in found if element.get("policy") in (None, "require", "force")}
+    return tuple(sorted(wanted))
+
+
+def _hyperv(domain: ET.Element) -> list[ET.Element]:
+    return domain.findall("features/hyperv[@supported='yes']/enum[@name='features']/value")
 
 
 def _machine_types(host: ET.Element) -> tuple[str, ...]:
