@@ -1,20 +1,23 @@
 """A lean HTTP/1.1 client and a bare server, so that what is measured is Stead and not the measuring.
 
 `Connection` keeps one TLS connection and reads whole answers, or the lines of a watch. `bare_server` is the rival
-of the API benchmarks, run as a process of its own (`python http.py CERT KEY FOLDER`): it answers a GET with fixed
-bytes, appends a POST's body to a file with fdatasync, then sends it to all who watch: what any durable server must
-at least do.
+of the API benchmarks, run as a process of its own (`python http.py CERT KEY FILE COMMITS`): it answers a GET with
+fixed bytes, appends a POST's body to a file with fdatasync, then sends it to all who watch: what any durable server
+must at least do. When a write that carries a number is on the disk, it says so in COMMITS, as `stamped.py` does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator
 
 LIMIT = 64 << 20
+STAMP = re.compile(rb'"stamp":\s*"(\d+)"')
 
 
 class Connection:
@@ -87,7 +90,8 @@ class Connection:
 class Bare:
     """The rival: nothing but sockets, fdatasync and fan-out."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, commits: str) -> None:
+        self._commits = os.open(commits, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._watchers: set[asyncio.StreamWriter] = set()
         self._kept = b"{}"
@@ -125,13 +129,16 @@ class Bare:
     def _append(self, body: bytes) -> None:
         os.write(self._file, body.ljust(4096))
         os.fdatasync(self._file)
+        found = STAMP.search(body)
+        if found is not None:
+            os.write(self._commits, b"%b %.7f\n" % (found[1], time.perf_counter()))
 
 
-async def bare_server(certificate: str, key: str, path: str) -> None:
+async def bare_server(certificate: str, key: str, path: str, commits: str) -> None:
     """Serve until ended; prints its port."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    server = await asyncio.start_server(Bare(path).serve, "127.0.0.1", 0, ssl=context)
+    server = await asyncio.start_server(Bare(path, commits).serve, "127.0.0.1", 0, ssl=context)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -1,113 +1,137 @@
-"""`watch`: from sending a write to its event at every watcher, over a bare server that fsyncs and fans out.
+"""`watch`: from a commit to its event at every watcher, over a bare server that fans out the same bytes.
 
-100 watchers, 50 writes a second, in stretches that alternate between the sides. Each object carries its number; an
-event is timed when the measuring process has read it whole. Every watcher must see every write once and in order:
-`lost` counts what did not come so.
+100 and then 1,000 watchers at 100 writes a second, in stretches that alternate between the sides. Both servers write
+down when a write was on the disk (`stamped.py`, `http.py`); a process of its own holds the watchers and reads all of
+them, and takes the time of an event on twenty that are spread evenly over the fan-out (`watchers.py`). `lost` counts
+what did not come to those, once and in order. A server that cannot keep up is slow to answer the writer, so the rates
+reached stand beside. With --kubeconfig nothing is written down, and times count from the sending of the write.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from . import served
-from .figures import Figure, Request, Result, compared
-from .http import Connection
+from . import served, watchers
+from .figures import Figure, Request, Result, compared, median
 from .processes import load
 
-WATCHERS = 100
-RATE = 50.0
-_STAMP = re.compile(rb'"stamp":\s*"(\d+)"')
-DRAIN_SECONDS = 20.0
+SAMPLED = 20
+RATE = 100.0
+#: longest time that the last events may take, and the opening of all watches, seconds
+DRAIN_SECONDS, OPEN_SECONDS = 60.0, 120.0
 
 
-class _Stretch:
-    """One stretch of writes to one side."""
+class _Stretch(msgspec.Struct):
+    """One stretch of writes to one side: delays in seconds, what was lost, writes per second."""
 
-    def __init__(self, n: int) -> None:
-        self.sent: list[float] = [0.0] * n
-        self.delays: list[float] = []
-        self.faults = 0
-        self.arrived = 0
-
-    async def follow(self, connection: Connection, path: str) -> None:
-        """One watcher."""
-        expected = 0
-        async for line in connection.watch(path):
-            found = _STAMP.search(line)
-            if found is None:
-                continue
-            number = int(found[1])
-            self.delays.append(time.perf_counter() - self.sent[number])
-            self.arrived += 1
-            self.faults += number != expected
-            expected = number + 1
+    delays: list[float]
+    faults: int
+    rate: float
 
 
 async def run(request: Request) -> Result:
     """See the module's prose."""
-    n = request.count(600, 150)
     rounds = 2 if request.quick else 6
-    delays: dict[str, list[float]] = {"ours": [], "rival": []}
-    faults: dict[str, int] = {"ours": 0, "rival": 0}
     rows: list[dict[str, Any]] = []
+    figures: dict[str, Figure] = {}
+    lost = {"ours": 0, "rival": 0}
+    n = request.count(600, 150)
     async with served.sides(request) as sides:
-        for number in range(rounds):
-            for side in ("ours", "rival") if number % 2 else ("rival", "ours"):
-                before = load()
-                stretch = await _stretch(sides, side, number, n // rounds)
-                delays[side] += stretch.delays
-                faults[side] += stretch.faults
-                rows += [{"round": number, "side": side, "seconds": f"{delay:.6f}", "load": before}
-                         for delay in stretch.delays]  # fmt: skip
-        await _clean(sides, rounds, n // rounds)
-    mine, theirs = ([delay * 1e3 for delay in delays[side]] for side in ("ours", "rival"))
-    figures = {
-        "p50": compared(mine[::50], theirs[::50], 50, unit="ms"),
-        "p99": compared(mine[::50], theirs[::50], 99, unit="ms", target=2.0),
-        "lost": Figure(ours=faults["ours"], rival=faults["rival"], unit="events", target=0, judged="ours"),
-    }
+        for count in (100, 1000):
+            each = n // rounds if count == 100 else n // rounds // 2
+            taken: dict[str, list[_Stretch]] = {"ours": [], "rival": []}
+            for number in range(rounds):
+                for side in ("ours", "rival") if number % 2 else ("rival", "ours"):
+                    before = load()
+                    stretch = await _stretch(sides, side, f"{count}-{number}", count, each)
+                    taken[side].append(stretch)
+                    lost[side] += stretch.faults
+                    rows += [{"watchers": count, "round": number, "side": side, "seconds": f"{delay:.6f}",
+                              "load": before} for delay in stretch.delays]  # fmt: skip
+                await _clean(sides, f"{count}-{number}", each)
+            figures |= _figures(count, taken)
+    figures["lost"] = Figure(ours=lost["ours"], rival=lost["rival"], unit="events", target=0, judged="ours")
     return Result(name="watch", n=n, figures=figures, rows=rows)
 
 
-async def _stretch(sides: served.Sides, side: str, number: int, n: int) -> _Stretch:
+def _figures(count: int, taken: dict[str, list[_Stretch]]) -> dict[str, Figure]:
+    mine, theirs = ([delay * 1e3 for each in taken[side] for delay in each.delays] for side in ("ours", "rival"))
+    ours, rival = (median([each.rate for each in taken[side]]) for side in ("ours", "rival"))
+    return {
+        f"p50_{count}": compared(mine[::SAMPLED], theirs[::SAMPLED], 50, unit="ms"),
+        f"p99_{count}": compared(mine[::SAMPLED], theirs[::SAMPLED], 99, unit="ms", target=2.0),
+        f"rate_{count}": Figure(ours=ours, rival=rival, unit="1/s", note=f"writes, {RATE:.0f} wanted"),
+    }
+
+
+async def _stretch(sides: served.Sides, side: str, name: str, count: int, n: int) -> _Stretch:
+    at: served.Side = getattr(sides, side)
     writer = await sides.connect(side)
-    query = "?watch=1"
+    path = f"{served.PATH}?watch=1"
     if side == "ours":
         _, answer = await writer.call("GET", f"{served.PATH}?limit=1")
-        query += f"&resourceVersion={msgspec.json.decode(answer)['metadata']['resourceVersion']}"
-    stretch = _Stretch(n)
-    connections = [await sides.connect(side) for _ in range(WATCHERS)]
-    following = [asyncio.create_task(stretch.follow(each, served.PATH + query)) for each in connections]
-    await asyncio.sleep(1)
+        path += f"&resourceVersion={msgspec.json.decode(answer)['metadata']['resourceVersion']}"
+    order = watchers.Order(at.host, at.port, at.files, path, count, SAMPLED, n)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", watchers.__file__, msgspec.json.encode(order).decode(), stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE, limit=64 << 20,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(OPEN_SECONDS):
+            if (await process.stdout.readline()).strip() != b"ready":
+                raise OSError(f"the watchers of {side} could not be opened")
+        await asyncio.sleep(0.5)
+        told = at.commits.stat().st_size if at.commits.exists() else 0
+        sent, rate = await _write(writer, name, n)
+        try:
+            seen = msgspec.json.decode(await asyncio.wait_for(process.stdout.readline(), DRAIN_SECONDS))
+        except TimeoutError:
+            process.stdin.close()
+            seen = msgspec.json.decode(await asyncio.wait_for(process.stdout.readline(), DRAIN_SECONDS))
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await writer.close()
+    committed = await asyncio.to_thread(_commits, at.commits, told, sent)
+    delays = [when - committed[int(number)] for times in seen["times"] for number, when in times.items()]
+    missing = sum(n - len(times) for times in seen["times"])
+    return _Stretch(delays, seen["faults"] + missing, rate)
+
+
+async def _write(writer: Any, name: str, n: int) -> tuple[list[float], float]:
+    """When each write was sent, and how many a second."""
+    sent = []
     begun = time.perf_counter()
     for item in range(n):
         await asyncio.sleep(max(0.0, begun + item / RATE - time.perf_counter()))
-        stretch.sent[item] = time.perf_counter()
-        code, answer = await writer.call("POST", served.PATH, served.config_map(f"w-{number}-{item}", str(item)))
+        sent.append(time.perf_counter())
+        code, answer = await writer.call("POST", served.PATH, served.config_map(f"w-{name}-{item}", str(item)))
         if code >= 300:
             raise OSError(f"create: {code} {answer[:300].decode(errors='replace')}")
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_SECONDS):
-            while stretch.arrived < n * WATCHERS and not all(task.done() for task in following):
-                await asyncio.sleep(0.05)
-    stretch.faults += n * WATCHERS - stretch.arrived
-    for task in following:
-        task.cancel()
-    await asyncio.gather(*following, return_exceptions=True)
-    for connection in (*connections, writer):
-        await connection.close()
-    return stretch
+    return sent, n / (time.perf_counter() - begun)
 
 
-async def _clean(sides: served.Sides, rounds: int, n: int) -> None:
+def _commits(path: Path, told: int, sent: list[float]) -> dict[int, float]:
+    """When each write was on the disk, as the server wrote it down after `told` bytes; else when it was sent."""
+    times = dict(enumerate(sent))
+    if path.exists():
+        for line in path.read_bytes()[told:].splitlines():
+            number, when = line.split()
+            times[int(number)] = float(when)
+    return times
+
+
+async def _clean(sides: served.Sides, name: str, n: int) -> None:
     connection = await sides.connect("ours")
-    for number in range(rounds):
-        for item in range(n):
-            await connection.call("DELETE", f"{served.PATH}/w-{number}-{item}")
+    for item in range(n):
+        await connection.call("DELETE", f"{served.PATH}/w-{name}-{item}")
     await connection.close()

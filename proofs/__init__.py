@@ -28,5 +28,5 @@ PROOFS: dict[str, Proof] = {
         "etcd", "three planes on three members of etcd: kill any of them under load, nothing is lost, nothing lies", 300
     ),
     "fuzz": Proof("fuzz", "no bytes of a client break what reads manifests, patches, selectors, rules, RBAC", 200_000),
-    "watch": Proof("watching", "every event once and in order, across reconnects and kills", 100_000),
+    "watch": Proof("watching", "every event once and in order, across reconnects and kills", 1_000_000),
 }

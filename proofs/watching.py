@@ -1,8 +1,9 @@
-"""`watch`: a watcher that reconnects again and again, to a plane that dies now and then, misses nothing.
+"""`watch`: watchers that reconnect again and again, to a plane that dies now and then, miss nothing.
 
-`n` writes on a hundred ConfigMaps by eight clients. One watch is hung up on at random by ourselves and resumed from its
-last event; the plane gets `kill -9` up to four times. At the end the events must be all acknowledged writes, each
-once, in the order of revisions, and lists must agree with them. The control: events of which one is left out, doubled
+Ten watchers get `n` events together, of a tenth as many writes on a hundred ConfigMaps by eight clients. Each watch is
+hung up on at random by ourselves and resumed from its last event; the plane gets `kill -9` up to four times. At the end
+the events of each must be all acknowledged writes, each once, in the order of revisions, and lists must agree with
+them. The control: events of which one is left out, doubled
 or exchanged are found faulty.
 """
 
@@ -23,7 +24,7 @@ from .clients import TROUBLE, Dial, Recording, body, follow, seen
 from .linearizability import dialler, revision_now
 from .report import Outcome, Request
 
-WRITERS = 8
+WRITERS, WATCHERS = 8, 10
 OBJECTS = 100
 #: kills in one run at most, and the most events before we hang up
 KILLS, HANG_UP = 4, 300
@@ -33,37 +34,50 @@ async def run(request: Request) -> Outcome:
     """See the module's prose."""
     begun = time.monotonic()
     draw = random.Random(request.seed)
-    kills = max(1, min(KILLS, request.n // 100))
+    writes = max(1, request.n // WATCHERS)
+    kills = max(1, min(KILLS, writes // 100))
     recording = Recording()
+    others = [Recording() for _ in range(WATCHERS - 1)]
     async with rig.plane() as plane:
         dial = dialler(plane)
         first = await revision_now(dial)
-        watch = asyncio.create_task(follow(dial, recording, first, draw.randint(HANG_UP // 3, HANG_UP)))
-        numbers = iter(range(request.n))
+        watches = [
+            asyncio.create_task(follow(dial, each, first, draw.randint(HANG_UP // 3, HANG_UP)))
+            for each in (recording, *others)
+        ]
+        numbers = iter(range(writes))
         writing = [asyncio.create_task(_write(each, dial, recording, numbers)) for each in range(WRITERS)]
         for kill in range(kills):
-            while len(recording.acknowledged) < request.n * (kill + 1) // (kills + 1):
+            while len(recording.acknowledged) < writes * (kill + 1) // (kills + 1):
                 await asyncio.sleep(0.02)
             await plane.kill()
             await plane.up("plane")
         await asyncio.gather(*writing)
         async with asyncio.timeout(60):
-            while not recording.events or recording.events[-1].revision < max(recording.acknowledged):
+            while not all(_has_all(each, max(recording.acknowledged)) for each in (recording, *others)):
                 await asyncio.sleep(0.05)
         await _list(dial, recording)
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
     failures = histories.broken_events(recording.events, recording.acknowledged)
+    for each in others:
+        failures += histories.broken_events(each.events, recording.acknowledged) + each.faults
     failures += recording.check_snapshots() + recording.faults + _control(recording, draw)
+    everybody = (recording, *others)
     facts = {
         "writes acknowledged": str(len(recording.acknowledged)),
-        "events": str(len(recording.events)),
-        "the watch was resumed": f"{recording.resumed} times, {kills} of them after kill -9 of the plane",
+        "events": f"{sum(len(each.events) for each in everybody)} at {WATCHERS} watchers",
+        "watches were resumed": f"{sum(each.resumed for each in everybody)} times; kill -9 of the plane: {kills}",
         "lost, doubled, out of order": str(len(failures)),
         "control": "a left-out, a doubled and an exchanged event are each found",
     }
     return Outcome(name="watch", n=request.n, seed=request.seed, facts=facts, failures=failures,
                    seconds=time.monotonic() - begun)  # fmt: skip
+
+
+def _has_all(recording: Recording, newest: int) -> bool:
+    return bool(recording.events) and recording.events[-1].revision >= newest
 
 
 async def _write(number: int, dial: Dial, recording: Recording, numbers: Iterator[int]) -> None:

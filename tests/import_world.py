@@ -86,7 +86,7 @@ async def import_world(folder: Path, **more_pools: Path) -> AsyncIterator[World]
     pools = {name: Pool(path, name) for name, path in paths.items()}
     async with running_server() as server:
         ready = asyncio.Event()
-        options = ControllerOptions(node_grace_seconds=3600)
+        options = ControllerOptions(node_grace_seconds=3600, upload_url=server.url)
         settings = VolumeSettings(
             host_name=HOST, policy=Policy(allowed=LOOPBACK), insecure_registries=("127.0.0.1",), backoff=BACKOFF
         )

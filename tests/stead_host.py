@@ -492,9 +492,11 @@ async def running_stead(host: LibvirtHost, outer: OuterNetwork, settings: Settin
 
 @contextlib.asynccontextmanager
 async def stead_host(
-    tmp_path: Path, pool_bytes: int = 0, with_registry: bool = True, **more: Any
+    tmp_path: Path, pool_bytes: int = 0, xfs_pool_bytes: int = 0, with_registry: bool = True, **more: Any
 ) -> AsyncIterator[SteadHost]:
-    """See the module. `pool_bytes` makes the default pool a small file system. Further arguments are settings."""
+    """See the module. `pool_bytes` makes the default pool a small file system, `xfs_pool_bytes` one that shares blocks.
+    Further arguments are settings.
+    """
     # Its packages come from outside the private network. (No executor here: its threads would stay outside.)
     guest_image.disk_image("qcow2")
     with outer_network() as outer, contextlib.ExitStack() as undo:
@@ -509,6 +511,15 @@ async def stead_host(
                 pool.mkdir()
                 size = f"size={pool_bytes},mode=0711"
                 await host.run("mount", "-t", "tmpfs", "-o", size, "stead-test-pool", str(pool))
+                more["pools"] = (Pool(name="default", path=pool),)
+            if xfs_pool_bytes:
+                pool, image = host.root / "pool", tmp_path / "pool.xfs"
+                pool.mkdir()
+                with image.open("wb") as file:
+                    file.truncate(xfs_pool_bytes)
+                await host.run("mkfs.xfs", "-q", "-m", "reflink=1", str(image))
+                await host.run("mount", "-o", "loop", str(image), str(pool))
+                await host.run("chmod", "0711", str(pool))
                 more["pools"] = (Pool(name="default", path=pool),)
             found = SteadHost(host, outer, settings_on(host, **more))
             found.registry = registry

@@ -201,7 +201,10 @@ def _policy(settings: Settings) -> Policy:
 async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
     """Network, pools, hypervisor, machines; returns when `stopping` is set. Guests go on running."""
     from stead.agent.agent import Agent, AgentDeps
+    from stead.agent.exports import Exports
+    from stead.agent.machine import Machine
     from stead.agent.neighbours import Neighbours
+    from stead.agent.snapshots import Snapshots
     from stead.agent.stock import Stock
     from stead.agent.volumes import Hooks, Volumes, VolumeSettings
     from stead.agent.workshop import AgentSettings
@@ -228,6 +231,9 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
         for agent in agents:
             agent.resized(path, size_bytes)
 
+    def machine_with(path: str) -> Machine | None:
+        return agents[0].machine_with(path) if agents else None
+
     disks = ContainerDisks(settings.agent_dir / "container-disks", settings.container_disk_cache_bytes, uses_disk)
     async with contextlib.AsyncExitStack() as undo:
         client = RemoteClient(
@@ -252,9 +258,10 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
             ),
             Hooks(is_in_use=uses_disk, resized=resized),
         )
+        snapshots = Snapshots(client, pools.values(), settings.host, machine_with)
         tls = pki.server_context(files.agent, files.ca, require_client=True)
         peer_tls = pki.client_context(files.ca, files.agent)
-        companions: tuple[Callable[[], Awaitable[None]], ...] = (volumes.run,)
+        companions: tuple[Callable[[], Awaitable[None]], ...] = (volumes.run, snapshots.run)
         if settings.pod_overlay:
             companions += (Neighbours(client, network, settings.host).run,)
         keys = _migration_keys(settings)
@@ -279,6 +286,7 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
                 ),
                 pod_networks=network,
                 uploads=volumes,
+                exports=Exports(pools.values(), uses_disk),
                 tls=tls,
                 peer_tls=peer_tls,
                 migration_keys=keys,
@@ -334,6 +342,7 @@ async def _background(work: Awaitable[None], stopping: asyncio.Event) -> AsyncIt
             stopping.set()
 
     task = asyncio.create_task(guarded())
+    await asyncio.sleep(0)  # so that the work has begun: a task that is cancelled before never awaits it
     try:
         yield
     finally:

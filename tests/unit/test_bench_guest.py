@@ -49,7 +49,9 @@ async def test_the_bare_server_keeps_and_fans_out_what_it_is_given(tmp_path: Pat
     pki.ensure_certificate(authority, pair, pki.Identity("bare", names=("127.0.0.1",)))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.certificate, pair.key)
-    server = await asyncio.start_server(http.Bare(str(tmp_path / "log")).serve, "127.0.0.1", 0, ssl=context)
+    server = await asyncio.start_server(
+        http.Bare(str(tmp_path / "log"), str(tmp_path / "commits")).serve, "127.0.0.1", 0, ssl=context
+    )
     port = server.sockets[0].getsockname()[1]
     trusted = pki.client_context(authority.certificate)
     watching, writing = [await http.Connection("127.0.0.1", port, trusted).open() for _ in range(2)]

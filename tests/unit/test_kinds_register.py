@@ -26,7 +26,7 @@ def test_a_kind_is_found_by_name_and_by_any_served_version() -> None:
     ("group", "version", "plural"),
     [
         ("kubevirt.io", "v1", "virtualmachineinstancereplicasets"),
-        ("snapshot.kubevirt.io", "v1beta1", "virtualmachinesnapshots"),
+        ("export.kubevirt.io", "v1alpha1", "virtualmachineexports"),
         ("instancetype.kubevirt.io", "v1", "virtualmachineinstancetypes"),
         ("", "v1", "pods"),
         ("authentication.k8s.io", "v1", "tokenrequests"),

@@ -69,7 +69,7 @@ def test_a_rule_cannot_hold_up_the_server(rule: str) -> None:
     """Each would take hours or all memory; all end, with the refusal that the budget or the types give."""
     begun = time.process_time()
     with pytest.raises((RuleError, Unsupported)):
-        compile_rule(rule)(list(range(2000)))
+        compile_rule(rule)(list(range(400)))
     assert time.process_time() - begun < 100
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import socket
 
 import pytest
@@ -30,3 +32,17 @@ def test_with_one_address_only_that_is_refused() -> None:
     assert "Stead itself" in policy.refusal("192.0.2.7", 6443)
     assert policy.refusal("192.0.2.7", 443) == ""
     assert policy.refusal("127.0.0.1", 6443) == ""
+
+
+async def test_work_beside_a_process_that_stops_at_once_is_not_forgotten(recwarn: pytest.WarningsRecorder) -> None:
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with run._background(work(), asyncio.Event()):
+        pass
+    gc.collect()
+    assert begun.is_set()
+    assert [each for each in recwarn if "never awaited" in str(each.message)] == []

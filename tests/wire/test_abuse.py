@@ -304,6 +304,33 @@ def p99(seconds: list[float]) -> float:
     return statistics.quantiles(seconds, n=100)[98]
 
 
+async def test_a_client_whose_hello_comes_in_pieces_is_served(target: Target) -> None:
+    """Nothing is spent on a connection before its first TLS record is whole; a slow one is still no hostile one."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = target.tls().wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                data = outgoing.read()
+                for piece in filter(None, (data[:1], data[1:4], data[4:7], data[7:100], data[100:])):
+                    writer.write(piece)
+                    await asyncio.sleep(0.1)
+                incoming.write(await reader.read(65536))
+        tls.write(head("GET", f"{MAPS}/kube-root-ca.crt", JSON, "connection: close"))
+        writer.write(outgoing.read())
+        answer = b""
+        while b"\r\n" not in answer:
+            incoming.write(await reader.read(65536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                answer += tls.read(65536)
+    writer.close()
+    assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 404"))
+
+
 async def half_open(target: Target, kind: int, held: list[asyncio.StreamWriter]) -> None:
     """One socket that says nothing, or starts TLS and says half a head."""
     with contextlib.suppress(OSError, TimeoutError):

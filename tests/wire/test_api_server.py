@@ -295,6 +295,22 @@ async def test_a_host_reaches_its_own_machines_only(server: RunningServer) -> No
     assert (await agent("POST", "/api/v1/nodes", {"metadata": {"name": "h1"}}))[0] == 201
     assert (await agent("POST", "/api/v1/nodes", {"metadata": {"name": "h3"}}))[0] == 403
     assert (await agent("DELETE", f"{instances}/mine"))[0] == 403
+    group = "/apis/snapshot.storage.k8s.io/v1/namespaces/default/volumesnapshots"
+    for name, host in (("mine", "h1"), ("theirs", "h2")):
+        code, _, _ = await admin("POST", group, {
+            "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot",
+            "metadata": {"name": name, "annotations": {"stead.io/host": host}},
+            "spec": {"source": {"persistentVolumeClaimName": name}},
+        })  # fmt: skip
+        assert code == 201
+    ready = {"status": {"readyToUse": True}}
+    assert (await agent("PATCH", f"{group}/mine/status", ready, **MERGE))[0] == 200
+    assert (await agent("PATCH", f"{group}/theirs/status", ready, **MERGE))[0] == 403
+    told = {"metadata": {"annotations": {"stead.io/indications": "Online"}}}
+    assert (await agent("PATCH", f"{group}/mine", told, **MERGE))[0] == 200
+    moved = {"metadata": {"annotations": {"stead.io/host": "h2"}}}
+    assert (await agent("PATCH", f"{group}/mine", moved, **MERGE))[0] == 403
+    assert (await agent("POST", group, {"metadata": {"name": "new"}}))[0] == 403
 
 
 async def test_the_remote_client_does_all_verbs_and_watches(server: RunningServer) -> None:

@@ -16,7 +16,7 @@ from tests.oracle import Answer, load_cases, oracle_folder, replay, report
 
 from stead.kinds import register
 from stead.kinds.resource import Resource
-from stead.kube import patch
+from stead.kube import patch, schema
 from stead.kube.errors import ApiError
 from stead.server import lifecycle
 from stead.server.admission import AdmissionRequest, admit
@@ -36,14 +36,17 @@ FLOORS = {area: 1.0 for area in AREAS} | {
     # `evacuate/cancel` that are upstream's own faults (500 where nothing is pending).
     "gates": 0.95, "subresources": 0.98, "subresources-running": 0.97,
 }  # fmt: skip
+#: kinds whose recorded creations later cases refer to
+STORED = ("VirtualMachineRestore", "VirtualMachineClone", "VirtualMachineExport")
 ADMIN = "admin"
 CONTROLLER = "system:serviceaccount:kubevirt:kubevirt-controller"
 SERVED = {
     r.plural: r
     for r in (
         register.VIRTUAL_MACHINE, register.VIRTUAL_MACHINE_INSTANCE, register.INSTANCETYPE,
-        register.CLUSTER_INSTANCETYPE, register.PREFERENCE, register.CLUSTER_PREFERENCE, register.MIGRATION,
-        register.MIGRATION_POLICY,
+        register.CLUSTER_INSTANCETYPE, register.PREFERENCE, register.CLUSTER_PREFERENCE,
+        register.MACHINE_SNAPSHOT, register.MACHINE_RESTORE, register.MACHINE_CLONE, register.MACHINE_EXPORT,
+        register.MIGRATION, register.MIGRATION_POLICY,
     )
 }  # fmt: skip
 KINDS = {
@@ -179,7 +182,7 @@ class Transport:
             return "environment of the recording"
         if path is None or path["plural"] not in (*SERVED, "expand-vm-spec"):
             return "kind or path not covered here"
-        if case["name"].startswith("preset-") or "/v1alpha3/" in request["path"]:
+        if case["name"].startswith("preset-") or re.search(r"/v1alpha3/|export.kubevirt.io/v1beta1", request["path"]):
             return "presets and old versions"
         if SCHEMA_MARKS.search(re.sub(r"^admission webhook \"[^\"]*\" denied the request: ", "", text)):
             return "schema, decoding"
@@ -237,15 +240,18 @@ class Transport:
             return self._subresource(case, path)
         if case["request"]["method"] == "PATCH":
             return self._patch(case, path)
-        body = case["request"]["body"]
+        resource = SERVED[path["plural"]]
+        body = schema.default(schema.schema_from_struct(resource.struct), case["request"]["body"])
         request = AdmissionRequest(
-            operation="CREATE", resource=SERVED[path["plural"]], namespace=path["ns"] or "", obj=body, user=ADMIN
+            operation="CREATE", resource=resource, namespace=path["ns"] or "", obj=body, user=ADMIN
         )
         made, warnings = admit(request, self.world)
         if case.get("effect") and path["plural"] == register.MIGRATION.plural:
             self.world.put({**made, "metadata": {**made["metadata"], "uid": "<uuid-1>"}})
         if path["plural"] == "virtualmachines":
             made = {k: v for k, v in made.items() if k != "status"}
+        if case.get("effect") and resource.kind in STORED:
+            self.world.put(made)
         return Answer(201, made, warnings)
 
     def _patch(self, case: Json, path: Any) -> Answer:

@@ -17,7 +17,7 @@ power: Any = prove.load("power")
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("name", "n"), [("linearizability", 2), ("watch", 150), ("fuzz", 300), ("etcd", 3)])
+@pytest.mark.parametrize(("name", "n"), [("linearizability", 2), ("watch", 1500), ("fuzz", 300), ("etcd", 3)])
 async def test_the_proof_holds_and_its_control_is_found_out(name: str, n: int, tmp_path: Path) -> None:
     proof = prove.load(prove.load().PROOFS[name].module)
     outcome = await proof.run(report.Request(n=n, seed=11))

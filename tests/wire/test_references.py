@@ -67,6 +67,34 @@ REF_ELSEWHERE = {"sourceRef": {"kind": "DataSource", "name": "s", "namespace": "
 KERNEL = {"firmware": {"kernelBoot": {"container": {"image": "file:///pool/", "initrdPath": "/secret.qcow2"}}}}
 TEMPLATE = {"metadata": {"name": "t"}, "spec": {**PVC_ELSEWHERE, "storage": {}}}
 
+
+def content(kept: Object) -> Object:
+    return {
+        "apiVersion": "snapshot.kubevirt.io/v1beta1", "kind": "VirtualMachineSnapshotContent",
+        "metadata": {"name": "c", "namespace": "tenant"},
+        "spec": {"source": {"virtualMachine": {"metadata": {}, "spec": kept["spec"]}}},
+    }  # fmt: skip
+
+
+def patching(resource: Any, patch: str) -> Object:
+    """A restore or clone that patches the machine it makes."""
+    target = {"apiGroup": "kubevirt.io", "kind": "VirtualMachine", "name": "t"}
+    spec: Object = {"target": target, "virtualMachineSnapshotName": "s", "patches": [patch]}
+    if resource is register.MACHINE_CLONE:
+        spec = {"source": {**target, "name": "s"}, "target": target, "patches": [patch]}
+    return {"apiVersion": resource.api_version, "kind": resource.kind,
+            "metadata": {"name": "p", "namespace": "tenant"}, "spec": spec}  # fmt: skip
+
+
+#: what our controllers would write in their own name, and therefore do not take from anybody
+PATCHES = (
+    '{"op": "add", "path": "/spec/template/spec/domain/firmware/kernelBoot", "value": {}}',
+    '{"op": "add", "path": "/spec/template/spec/domain", "value": {"firmware": {"kernelBoot": {}}}}',
+    '{"op": "add", "path": "/spec/dataVolumeTemplates", "value": []}',
+    '{"op": "add", "path": "/spec/template/metadata/annotations/stead.io~1file", "value": "x"}',
+    '{"op": "add", "path": "/spec/template", "value": {"metadata": {"annotations": {"stead.io/file": "x"}}}}',
+)
+
 REFUSED: list[tuple[str, Any, Object, str]] = [
     ("a disk of another namespace", register.DATA_VOLUME, disk("d", PVC_ELSEWHERE), "datavolumes/source"),
     ("a data source elsewhere", register.DATA_VOLUME, disk("d", REF_ELSEWHERE), "datavolumes/source"),
@@ -80,6 +108,14 @@ REFUSED: list[tuple[str, Any, Object, str]] = [
      claim({"stead.io/source": '{"kind":"pvc","namespace":"other","name":"secret"}'}), "administrators"),
     ("what only the agent says", register.PERSISTENT_VOLUME_CLAIM,
      claim({"stead.io/volume-handle": "pool/other"}), "administrators"),
+    ("a snapshot that says of itself where it is", register.VOLUME_SNAPSHOT,
+     {"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot",
+      "metadata": {"name": "s", "namespace": "tenant", "annotations": {"stead.io/host": "h1"}},
+      "spec": {"source": {"persistentVolumeClaimName": "c"}}}, "administrators"),
+    ("a kept machine whose restore would name a pool's file", register.MACHINE_SNAPSHOT_CONTENT,
+     content(machine([], KERNEL)), "administrators"),
+    ("a kept machine whose restore would copy another's disk", register.MACHINE_SNAPSHOT_CONTENT,
+     content(machine([TEMPLATE])), "datavolumes/source"),
 ]  # fmt: skip
 
 
@@ -96,6 +132,13 @@ async def test_a_tenant_reads_only_what_is_theirs() -> None:
                 with pytest.raises(ApiError, match=told) as refused:
                     await client.create(resource, obj)
                 assert refused.value.code == 403, what
+            for resource in (register.MACHINE_RESTORE, register.MACHINE_CLONE):
+                for patch in PATCHES:
+                    with pytest.raises(ApiError, match="a patch may not touch") as refused:
+                        await client.create(resource, patching(resource, patch))
+                    assert refused.value.code == 422, patch
+                harmless = '{"op": "add", "path": "/spec/template/spec/hostname", "value": "x"}'
+                await client.create(resource, patching(resource, harmless))
             # The control: the same tenant, given the right at the source, may clone; within the namespace always.
             await client.create(
                 register.DATA_VOLUME, disk("own", {"source": {"pvc": {"name": "x", "namespace": "tenant"}}})

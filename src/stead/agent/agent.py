@@ -31,7 +31,7 @@ from stead.agent.migration_keys import MigrationKeys
 from stead.agent.nets import Nets, PodNetworks
 from stead.agent.peers import Peers
 from stead.agent.persistence import StateOwner
-from stead.agent.streams import Server, Uploads
+from stead.agent.streams import Exports, Server, Uploads
 from stead.agent.trouble import API_TROUBLE
 from stead.agent.workshop import AgentSettings, Workshop
 from stead.client.contract import Client, Selection
@@ -54,7 +54,9 @@ CLOSE_SECONDS = 10.0
 
 
 class AgentDeps(msgspec.Struct, frozen=True, kw_only=True):
-    """What `run` puts together. `pod_networks` and `uploads` may be None; `tls` None serves plain HTTP (tests only)."""
+    """What `run` puts together. `pod_networks`, `uploads` and `exports` may be None; `tls` None serves plain HTTP
+    (tests only).
+    """
 
     client: Client
     hypervisor: Hypervisor
@@ -62,6 +64,7 @@ class AgentDeps(msgspec.Struct, frozen=True, kw_only=True):
     settings: AgentSettings
     pod_networks: PodNetworks | None = None
     uploads: Uploads | None = None
+    exports: Exports | None = None
     tls: ssl.SSLContext | None = None
     #: for calls to agents of other hosts, and the keys that hypervisors use; None = no machine is migrated
     peer_tls: ssl.SSLContext | None = None
@@ -86,7 +89,7 @@ class Agent:
         self._informer = Informer(deps.client, register.VIRTUAL_MACHINE_INSTANCE, self._selection)
         self.host = HostReporter(deps.client, settings)
         names = settings.plane_names if deps.tls is not None else None
-        self.server = Server(self, deps.uploads, names)
+        self.server = Server(self, deps.uploads, names, deps.exports)
         self.machines: dict[str, Machine] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._background: list[asyncio.Task[None]] = []
@@ -182,6 +185,15 @@ class Agent:
         """A machine of this host has the file as a disk or as the base of one (neither to be moved nor removed)."""
         held = (machine.prepared for machine in self.machines.values())
         return any(path in (volume.path, volume.base) for prepared in held if prepared for volume in prepared.volumes)
+
+    def machine_with(self, path: str) -> Machine | None:
+        """The machine that has the file as a disk. Raises ApiError 503 before the machines are known, 409 for two."""
+        if not self.knows_machines:
+            raise ApiError("ServiceUnavailable", "the agent has just started and does not know its machines yet")
+        found = [m for m in self.machines.values() if m.prepared and any(path == v.path for v in m.prepared.volumes)]
+        if len(found) > 1:
+            raise ApiError("Conflict", f"disk {path} is in use by {len(found)} machines")
+        return found[0] if found else None
 
     def resized(self, path: str, size_bytes: int) -> None:
         """A volume of this host has grown (the volume worker's hook): a machine that runs on it is told."""

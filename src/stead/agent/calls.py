@@ -1,4 +1,5 @@
-"""What waits for a machine's task: calls of API clients and events of the hypervisor, in one bounded inbox.
+"""What waits for a machine's task: calls of API clients, work that needs the guest to stand still (`instants`), and
+events of the hypervisor, in one bounded inbox.
 
 `Inbox` is filled by the agent's server and its event listener and emptied by the machine's task, all on one loop. A
 call beyond the bound is refused with 429, an event beyond it becomes "look again". `carry_out` does an accepted call at
@@ -13,9 +14,11 @@ from typing import Any
 
 import msgspec
 
-from stead.agent.guest import Guest, seconds_from_duration
+from stead.agent.guest import Guest
+from stead.agent.instants import Held
 from stead.agent.policy import Call, Verdict
 from stead.hypervisor.contract import Busy, DriverError, DriverEvent, Hypervisor, Observed, State, StopReason
+from stead.kube.duration import seconds_from_duration
 from stead.kube.errors import ApiError
 
 Object = dict[str, Any]
@@ -45,7 +48,7 @@ class Inbox:
     """See the module's prose."""
 
     def __init__(self) -> None:
-        self._items: deque[Request | DriverEvent] = deque()
+        self._items: deque[Request | Held | DriverEvent] = deque()
 
     def note(self, event: DriverEvent) -> None:
         """An event; dropped when full (the task looks anyway)."""
@@ -60,7 +63,13 @@ class Inbox:
         self._items.append(request)
         return request
 
-    def take(self) -> list[Request | DriverEvent]:
+    def hold(self, held: Held) -> None:
+        """Work for a moment at which the guest stands still. Raises ApiError (429) when full."""
+        if len(self._items) >= MAX_INBOX:
+            raise ApiError("TooManyRequests", "too many calls are waiting for this machine", {"retryAfterSeconds": 1})
+        self._items.append(held)
+
+    def take(self) -> list[Request | Held | DriverEvent]:
         """All that waits now, oldest first."""
         items = list(self._items)
         self._items.clear()
@@ -69,7 +78,7 @@ class Inbox:
     def close(self) -> None:
         """Nobody will serve what waits."""
         for item in self.take():
-            if isinstance(item, Request):
+            if isinstance(item, Request | Held):
                 item.reply(ApiError("ServiceUnavailable", "the agent is stopping"))
 
 

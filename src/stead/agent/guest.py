@@ -9,7 +9,6 @@ froze it has gone.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -36,16 +35,6 @@ INTERVALS: dict[str, float] = {
     "guest-get-users": 10.0,
     "guest-get-fsinfo": 300.0,
 }
-
-_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
-
-
-def seconds_from_duration(text: str) -> float:
-    """Seconds of a Go duration (`1m30s`, `0s`), as `unfreezeTimeout` is written. ValueError for anything else."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|s|m|h)", text)
-    if text != "0" and (not parts or "".join(number + unit for number, unit in parts) != text):
-        raise ValueError(f"{text!r} is not a duration")
-    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
 
 
 class Guest:
@@ -113,13 +102,13 @@ class Guest:
             return
         if status == "frozen" and not self.frozen:
             self._set_frozen(True)
-            self._thaw_later(DEFAULT_THAW_SECONDS)
+            self.thaw_later(DEFAULT_THAW_SECONDS)
 
     async def freeze(self, timeout_seconds: float = 0.0) -> None:
         """Freeze all file systems; thawed after `timeout_seconds` (0 = the default). Raises DriverError."""
         await self._ask("guest-fsfreeze-freeze", None)
         self._set_frozen(True)
-        self._thaw_later(timeout_seconds or DEFAULT_THAW_SECONDS)
+        self.thaw_later(timeout_seconds or DEFAULT_THAW_SECONDS)
 
     async def thaw(self) -> None:
         """Thaw; no-op for a guest that is not frozen."""
@@ -129,7 +118,8 @@ class Guest:
         await self._ask("guest-fsfreeze-thaw", None)
         self._set_frozen(False)
 
-    def _thaw_later(self, seconds: float) -> None:
+    def thaw_later(self, seconds: float) -> None:
+        """Thaw after so many seconds, again and again until the guest does it."""
         if self._thaw is not None:
             self._thaw.cancel()
         self._thaw = asyncio.create_task(self._thaw_after(seconds), name="thaw")

@@ -25,6 +25,7 @@ from stead.agent.ending import ASK_SECONDS, End
 from stead.agent.events import now
 from stead.agent.growth import Growth
 from stead.agent.guest import Guest
+from stead.agent.instants import Held, Instants
 from stead.agent.policy import ALIVE, Call, Situation, Stage, Step, decide_call, decide_step
 from stead.agent.prepared import NotReady, Prepared, Unsupported
 from stead.agent.publishing import Instance
@@ -63,6 +64,7 @@ class Machine:
         self.end = End(self)
         self.departure = Departure(self)
         self.growth = Growth(self)
+        self._instants = Instants(self)
         self._instance = Instance(shop.client, vmi)
         self._inbox = Inbox()
         self._wake = asyncio.Event()
@@ -113,6 +115,12 @@ class Machine:
         request = self._inbox.ask(call, arguments)
         self.wake()
         await calls.answered(request)
+
+    async def hold_still(self, held: Held) -> tuple[str, ...]:
+        """Have work done while the guest stands still; how it was done. Raises ApiError, or what the work raised."""
+        self._inbox.hold(held)
+        self.wake()
+        return await held.answer
 
     def say(self, kind: str, reason: str, message: str) -> None:
         """An event about the instance, of type Normal or Warning."""
@@ -184,6 +192,8 @@ class Machine:
             self._look_due |= asyncio.get_running_loop().time() - self._looked_at >= LOOK_SECONDS
             if self._look_due and not self.startup.starting:  # what shows during a start is not yet true
                 await self._look()
+            if self._instants.pending:
+                await self._instants.recover()
             self._storage.check(self)
             self.departure.consider()
             if decide_step(self.situation()) is Step.ADOPT:  # before calls, which a running machine takes
@@ -310,6 +320,7 @@ class Machine:
         elif step is Step.CANCEL:
             self.startup.cancel()
         elif step is Step.ADOPT:
+            await self._instants.recover()
             self._stage, self._ran, self.startup.problem, self.end.because = Stage.STARTED, True, None, ""
             self._probing.start()
             with contextlib.suppress(NetworkError):  # one that has moved here may not have its address yet
@@ -378,6 +389,10 @@ class Machine:
         for item in self._inbox.take():
             if isinstance(item, DriverEvent):
                 self._note(item)
+                continue
+            if isinstance(item, Held):
+                await self._instants.carry_out(item)
+                self._look_due = True
                 continue
             verdict = decide_call(item.call, self.situation())
             if await calls.serve(item, verdict, self.shop.hypervisor, self.guest, self.uid):

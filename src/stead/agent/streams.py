@@ -22,6 +22,7 @@ from aiohttp import web
 from stead.agent import guestinfo, relays
 from stead.agent import vmi as reading
 from stead.agent.arrivals import Arrivals
+from stead.agent.exports import Download
 from stead.agent.machine import Machine
 from stead.agent.moves import Offer
 from stead.agent.policy import Call
@@ -49,6 +50,14 @@ class Uploads(Protocol):
 
     async def upload(self, namespace: str, claim: str, format: str, body: asyncio.StreamReader | Any) -> Object:
         """Write the body into the claim's volume; returns a small JSON answer. Raises ApiError."""
+        ...
+
+
+class Exports(Protocol):
+    """What sends disks (`agent/exports.py`)."""
+
+    async def open(self, uid: str, format: str) -> Download:
+        """The disk as bytes. Raises ApiError."""
         ...
 
 
@@ -90,8 +99,15 @@ class Server:
     TLS).
     """
 
-    def __init__(self, host: Host, uploads: Uploads | None = None, plane_names: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        uploads: Uploads | None = None,
+        plane_names: tuple[str, ...] | None = None,
+        exports: Exports | None = None,
+    ) -> None:
         self._host = host
+        self._exports = exports
         self._uploads = uploads
         self._plane_names = plane_names
         self._runner: web.AppRunner | None = None
@@ -120,6 +136,7 @@ class Server:
         app.router.add_put("/v1/volumes/{ns}/{pvc}/upload", self._upload)
         app.router.add_put(f"{ARRIVALS}/{{uid}}", self._welcome)
         app.router.add_get(f"{ARRIVALS}/{{uid}}/peer", self._join)
+        app.router.add_get("/v1/exports/{uid}", self._export)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._health)
         return app
@@ -252,6 +269,26 @@ class Server:
         await ws.prepare(request)
         await relays.relay(ws, reader, writer, arrivals.gate(uid))
         return ws
+
+    async def _export(self, request: web.Request) -> web.StreamResponse:
+        if self._exports is None:
+            raise ApiError("ServiceUnavailable", "this host sends no disks")
+        download = await self._exports.open(request.match_info["uid"], request.query.get("format", "raw"))
+        response = web.StreamResponse()
+        response.content_type = "application/octet-stream"
+        if download.length >= 0:
+            response.content_length = download.length
+        await response.prepare(request)
+        try:
+            async for chunk in download.chunks:
+                await response.write(chunk)
+        except ApiError as error:  # the head is out: only breaking off tells the reader that this is not all
+            log.warning("a download was broken off", volume=request.match_info["uid"], error=error.message)
+            if request.transport is not None:
+                request.transport.abort()
+            return response
+        await response.write_eof()
+        return response
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         body = await self._host.metrics()

@@ -47,6 +47,8 @@ class SourceReader:
             return Source(kind=kind)
         if kind == "pvc":
             return Source(kind="pvc", volume=await self._clone_source(wanted))
+        if kind == "snapshot":
+            return Source(kind="pvc", volume=await self._snapshot(wanted))
         if kind not in ("http", "registry"):
             raise TransferFailed("Error", f"source {kind} is not one that this host can import from", fatal=True)
         access = Access(
@@ -77,6 +79,18 @@ class SourceReader:
             raise TransferFailed("CloneSourceMissing", f"source PVC {namespace}/{name}: no pool of this host has it")
         if self._is_in_use(str(volume.path)):
             raise TransferFailed("CloneSourceInUse", f"source PVC {namespace}/{name} is in use by a machine")
+        return volume
+
+    async def _snapshot(self, wanted: Object) -> Volume:
+        namespace, name = str(wanted.get("namespace", "")), str(wanted.get("name", ""))
+        source = await self._get(register.VOLUME_SNAPSHOT, namespace, name)
+        if not (source.get("status") or {}).get("readyToUse"):
+            raise TransferFailed("CloneSourceNotReady", f"source snapshot {namespace}/{name} is not ready to use")
+        volume = await asyncio.to_thread(self._find, str(source["metadata"]["uid"]))
+        if volume is None:
+            raise TransferFailed(
+                "CloneSourceMissing", f"source snapshot {namespace}/{name}: no pool of this host has it"
+            )
         return volume
 
     def _find(self, uid: str) -> Volume | None:

@@ -47,7 +47,7 @@ _WRITE_SECONDS = 30.0
 #: how long a volume whose task failed unexpectedly is left alone
 _REST_SECONDS = 5.0
 _SYNC_SECONDS = 86400.0
-_FAMILY = {"upload": "Upload", "pvc": "Clone"}
+_FAMILY = {"upload": "Upload", "pvc": "Clone", "snapshot": "Clone"}
 
 
 class VolumeSettings(msgspec.Struct, frozen=True, kw_only=True):

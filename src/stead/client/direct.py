@@ -70,6 +70,20 @@ class DirectClient(RemoteClient):
         except aiohttp.ClientError as failure:
             raise network_error(failure) from failure
 
+    async def download(self, path: str, own: dict[str, str]) -> AsyncIterator[tuple[bytes, int]]:
+        """(chunk, bytes in all or 0 when unknown) of a large answer, asked for with headers of its own."""
+        session, headers = await self._prepared()
+        headers |= {**own, "Accept": "*/*", "Accept-Encoding": "identity"}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+        try:
+            async with session.get(self._endpoint.server + path, headers=headers, timeout=timeout) as response:
+                if response.status >= 300:
+                    raise await self._error(response)
+                async for chunk in response.content.iter_chunked(MAX_MESSAGE):
+                    yield chunk, response.content_length or 0
+        except aiohttp.ClientError as failure:
+            raise network_error(failure) from failure
+
     @contextlib.asynccontextmanager
     async def websocket(self, path: str, protocol: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
         """A stream. Raises ApiError when the server refuses the upgrade."""

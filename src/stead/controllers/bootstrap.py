@@ -17,9 +17,18 @@ import structlog
 from stead.client.contract import Client
 from stead.controllers.classes import local_class
 from stead.controllers.conditions import condition, merge_conditions, status_of, text_from_time
+from stead.controllers.volume_snapshots import local_snapshot_class
 from stead.controllers.writes import create_if_absent, guarded_patch, read, write_status
 from stead.kinds import catalogue
-from stead.kinds.register import CDI, CDI_CONFIG, KUBEVIRT, NAMESPACE, STORAGE_CLASS, resource_for
+from stead.kinds.register import (
+    CDI,
+    CDI_CONFIG,
+    KUBEVIRT,
+    NAMESPACE,
+    STORAGE_CLASS,
+    VOLUME_SNAPSHOT_CLASS,
+    resource_for,
+)
 from stead.kinds.resource import Resource
 from stead.kube.errors import ApiError
 
@@ -49,6 +58,7 @@ async def bootstrap(client: Client, now: Any, *, roles: Sequence[Object] = ()) -
     await _kubevirt(client, text_from_time(now()))
     await _cdi(client, text_from_time(now()))
     await create_if_absent(client, STORAGE_CLASS, local_class())
+    await create_if_absent(client, VOLUME_SNAPSHOT_CLASS, local_snapshot_class())
     slots = asyncio.Semaphore(PARALLEL)  # the store commits concurrent writes together
 
     async def ship(shipped: Object) -> None:

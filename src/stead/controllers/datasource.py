@@ -23,14 +23,18 @@ from stead.controllers.conditions import (
 )
 from stead.controllers.runner import Controller, Source, World, own_key
 from stead.controllers.writes import write_status
-from stead.kinds.register import DATA_SOURCE, DATA_VOLUME, PERSISTENT_VOLUME_CLAIM
+from stead.kinds.register import DATA_SOURCE, DATA_VOLUME, PERSISTENT_VOLUME_CLAIM, VOLUME_SNAPSHOT
 
 Object = dict[str, Any]
 Lookup = Callable[[str, str], Object | None]
 
 
 def decide_source(
-    data_source: Object, data_sources: Lookup, data_volumes: Lookup, claims: Lookup
+    data_source: Object,
+    data_sources: Lookup,
+    data_volumes: Lookup,
+    claims: Lookup,
+    snapshots: Lookup = lambda _namespace, _name: None,
 ) -> tuple[Object | None, Object]:
     """(resolved source, Ready condition)."""
     namespace = data_source["metadata"]["namespace"]
@@ -49,8 +53,8 @@ def decide_source(
         place, name = source["pvc"].get("namespace") or namespace, source["pvc"].get("name", "")
         return {"pvc": {"namespace": place, "name": name}}, _claim_ready(place, name, data_volumes, claims)
     if source.get("snapshot"):
-        text = "volume snapshots are not supported as a source"
-        return {"snapshot": source["snapshot"]}, condition("Ready", "False", "Unsupported", text)
+        place, name = source["snapshot"].get("namespace") or namespace, source["snapshot"].get("name", "")
+        return {"snapshot": {"namespace": place, "name": name}}, _snapshot_ready(place, name, snapshots)
     return None, condition("Ready", "False", "NoSource", "No source is specified")
 
 
@@ -69,6 +73,15 @@ def _claim_ready(namespace: str, name: str, data_volumes: Lookup, claims: Lookup
     return condition("Ready", "True", "Ready", "DataSource is ready to be consumed")
 
 
+def _snapshot_ready(namespace: str, name: str, snapshots: Lookup) -> Object:
+    snapshot = snapshots(namespace, name)
+    if snapshot is None or is_deleting(snapshot):
+        return condition("Ready", "False", "NotFound", f"VolumeSnapshot {namespace}/{name} not found")
+    if not status_of(snapshot).get("readyToUse"):
+        return condition("Ready", "False", "SnapshotNotReady", f"VolumeSnapshot {namespace}/{name} is not ready")
+    return condition("Ready", "True", "Ready", "DataSource is ready to be consumed")
+
+
 class DataSources:
     """The controller's hands."""
 
@@ -80,6 +93,7 @@ class DataSources:
             of(DATA_VOLUME),
             of(PERSISTENT_VOLUME_CLAIM),
         )
+        self._snapshots = of(VOLUME_SNAPSHOT)
         self._data_sources.add_index("target", _targets)
 
     def controller(self) -> Controller:
@@ -88,6 +102,7 @@ class DataSources:
             Source(self._data_sources, lambda d: [*own_key(d), *self._pointing(d)]),
             Source(self._data_volumes, self._pointing),
             Source(self._claims, self._pointing),
+            Source(self._snapshots, self._pointing),
         )
         return Controller("datasource", self.reconcile, sources, workers=1)
 
@@ -100,7 +115,9 @@ class DataSources:
         data_source = self._data_sources.get(*key)
         if data_source is None or is_deleting(data_source):
             return None
-        source, ready = decide_source(data_source, self._data_sources.get, self._data_volumes.get, self._claims.get)
+        source, ready = decide_source(
+            data_source, self._data_sources.get, self._data_volumes.get, self._claims.get, self._snapshots.get
+        )
         now = text_from_time(datetime.now(UTC))
         old = status_of(data_source)
         dated = merge_conditions(old.get("conditions"), [ready], now, heartbeat="lastHeartbeatTime")

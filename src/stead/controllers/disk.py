@@ -38,6 +38,7 @@ from stead.kinds.register import (
     STORAGE_CLASS,
     STORAGE_PROFILE,
     VIRTUAL_MACHINE_INSTANCE,
+    VOLUME_SNAPSHOT,
 )
 from stead.kube.errors import ApiError
 
@@ -173,6 +174,7 @@ class Disks:
         self._data_sources = of(DATA_SOURCE)
         self._claims = of(PERSISTENT_VOLUME_CLAIM)
         self._classes = of(STORAGE_CLASS)
+        self._snapshots = of(VOLUME_SNAPSHOT)
         self._profiles = of(STORAGE_PROFILE)
         self._vmis = of(VIRTUAL_MACHINE_INSTANCE)
         self._vmis.add_index("claim", claims_used)
@@ -186,6 +188,7 @@ class Disks:
             Source(self._claims, self._waiting),
             Source(self._data_sources, self._waiting),
             Source(self._classes, self._waiting),
+            Source(self._snapshots, self._waiting),
             Source(self._profiles, self._waiting),
             Source(self._vmis, lambda v: self._waiting(v) if is_final(v) or is_deleting(v) else []),
         )
@@ -258,7 +261,9 @@ class Disks:
         return disk_source.build_claim(data_volume, resolved, storage_class, profile)
 
     def _lookups(self) -> Lookups:
-        return Lookups(self._data_sources.get, self._data_volumes.get, self._claims.get, self._in_use_by)
+        return Lookups(
+            self._data_sources.get, self._data_volumes.get, self._claims.get, self._in_use_by, self._snapshots.get
+        )
 
     def _in_use_by(self, namespace: str, name: str) -> str:
         users = [v for v in self._vmis.by_index("claim", f"{namespace}/{name}") if not is_final(v)]
@@ -302,5 +307,10 @@ def _is_settled(data_volume: Object) -> bool:
 
 def _source_text(data_volume: Object) -> str:
     spec, namespace = spec_of(data_volume), data_volume["metadata"]["namespace"]
-    reference = spec.get("sourceRef") or (spec.get("source") or {}).get("pvc") or {}
+    reference = spec.get("sourceRef") or _kept(spec.get("source") or {})
     return f"{reference.get('namespace') or namespace}/{reference.get('name', '')}"
+
+
+def _kept(source: Object) -> Object:
+    found: Object = source.get("pvc") or source.get("snapshot") or {}
+    return found

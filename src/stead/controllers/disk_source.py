@@ -38,7 +38,7 @@ _IMPORT_FIELDS = {
     "registry": ("url", "secretRef", "certConfigMap", "platform"),
     "s3": ("url", "secretRef", "certConfigMap"),
 }
-_UNSUPPORTED = ("gcs", "imageio", "vddk", "snapshot")
+_UNSUPPORTED = ("gcs", "imageio", "vddk")
 
 
 class Wait(Exception):
@@ -64,6 +64,7 @@ class Lookups(msgspec.Struct, frozen=True):
     data_volume: Callable[[str, str], Object | None]
     claim: Callable[[str, str], Object | None]
     in_use_by: Callable[[str, str], str]
+    snapshot: Callable[[str, str], Object | None] = lambda _namespace, _name: None
 
 
 def source_kind(data_volume: Object) -> str:
@@ -96,6 +97,8 @@ def resolve(data_volume: Object, look: Lookups) -> Resolved:
         return Resolved({"kind": kind})
     if kind == "pvc":
         return _from_claim(source.get("namespace") or namespace, source.get("name", ""), look)
+    if kind == "snapshot":
+        return _from_snapshot(source.get("namespace") or namespace, source.get("name", ""), look)
     if kind in _UNSUPPORTED:
         raise Wait("Unsupported", f"source.{kind}: this kind of source is not supported")
     return Resolved(None)
@@ -114,7 +117,9 @@ def _from_data_source(reference: Object, namespace: str, look: Lookups) -> Resol
             chosen = _from_claim(source["pvc"].get("namespace") or place, source["pvc"].get("name", ""), look)
             return msgspec.structs.replace(chosen, labels={**chosen.labels, **labels})
         if source.get("snapshot"):
-            raise Wait("Unsupported", f"DataSource {place}/{name} names a snapshot, which is not supported")
+            kept = source["snapshot"]
+            chosen = _from_snapshot(kept.get("namespace") or place, kept.get("name", ""), look)
+            return msgspec.structs.replace(chosen, labels={**chosen.labels, **labels})
         if not source.get("dataSource"):
             raise Wait("NotFound", f"DataSource {place}/{name} names no source")
         place, name = source["dataSource"].get("namespace") or place, source["dataSource"].get("name", "")
@@ -138,6 +143,17 @@ def _from_claim(namespace: str, name: str, look: Lookups) -> Resolved:
     labels = {**_inference(claim), **(_inference(data_volume) if data_volume else {})}
     size = status_of(claim).get("capacity", {}).get("storage") or requested(claim)
     return Resolved({"kind": "pvc", "namespace": namespace, "name": name}, labels, int(parse(size)) if size else 0)
+
+
+def _from_snapshot(namespace: str, name: str, look: Lookups) -> Resolved:
+    snapshot = look.snapshot(namespace, name)
+    if snapshot is None or is_deleting(snapshot):
+        raise Wait("CloneWithoutSource", f"The source snapshot {namespace}/{name} doesn't exist")
+    if not status_of(snapshot).get("readyToUse"):
+        raise Wait("CloneSourceNotReady", f"The source snapshot {namespace}/{name} is not ready to use")
+    size = status_of(snapshot).get("restoreSize")
+    source = {"kind": "snapshot", "namespace": namespace, "name": name}
+    return Resolved(source, _inference(snapshot), int(parse(size)) if size else 0)
 
 
 def _inference(obj: Object) -> dict[str, str]:

@@ -32,6 +32,7 @@ from stead.controllers.conditions import (
     status_of,
     text_from_time,
 )
+from stead.controllers.machine_locks import RESTORE, SNAPSHOT, is_held, machine_locks, volume_snapshot_statuses
 from stead.controllers.machine_pins import Pins, resolve_pins
 from stead.controllers.machine_status import Failure, View
 from stead.controllers.runner import Controller, Source, World, own_key, owner_keys
@@ -48,6 +49,8 @@ from stead.kinds.register import (
     CONTROLLER_REVISION,
     DATA_VOLUME,
     KUBEVIRT,
+    MACHINE_RESTORE,
+    MACHINE_SNAPSHOT,
     PERSISTENT_VOLUME_CLAIM,
     VIRTUAL_MACHINE,
     VIRTUAL_MACHINE_INSTANCE,
@@ -76,6 +79,8 @@ def decide_run(view: View) -> Run:
     vm, vmi, strategy = view.vm, view.vmi, state.run_strategy(view.vm)
     if vmi is not None:
         return _decide_running(vm, vmi, strategy)
+    if is_held(vm):
+        return Run("keep")
     known = status_of(vm).get("runStrategy")
     asked = state.start_request(vm) is not None
     wanted = {
@@ -135,6 +140,7 @@ class Machines:
         self._claims = of(PERSISTENT_VOLUME_CLAIM)
         self._revisions = of(CONTROLLER_REVISION)
         self._settings = of(KUBEVIRT)
+        self._snapshots, self._restores = of(MACHINE_SNAPSHOT), of(MACHINE_RESTORE)
         self._stopped: dict[Key, str] = {}  # uid of the instance that was last told to go, to tell it once
         self._revisions.add_index("owner", _owner_uids)
         self._vms.add_index("volume", _volume_names)
@@ -147,6 +153,8 @@ class Machines:
             Source(self._data_volumes, self._users_of_volume),
             Source(self._claims, self._users_of_volume),
             Source(self._revisions, owner_keys("VirtualMachine")),
+            Source(self._snapshots, lambda s: _named_machine(s, "source")),
+            Source(self._restores, lambda r: _named_machine(r, "target")),
         )
         return Controller("machine", self.reconcile, sources, workers=4)
 
@@ -250,6 +258,8 @@ class Machines:
     async def _make_data_volumes(self, view: View, pins: Pins) -> Failure | None:
         """Make the DataVolumes of the templates that do not exist (nor their claims)."""
         vm = view.vm
+        if status_of(vm).get(RESTORE):
+            return None  # what is missing now is being restored
         immediate = annotations_of(vm).get(build.IMMEDIATE_ANNOTATION) != "false"
         if not immediate and view.vmi is None and not state.is_start_expected(view, start_pending=False):
             return None
@@ -322,6 +332,15 @@ class Machines:
         status = state.decide_status(view, pins.references, failure, start_pending=start_pending)
         if ask_start:
             status["stateChangeRequests"] = [{"action": "Start"}]
+        namespace = view.vm["metadata"]["namespace"]
+        locks = machine_locks(view.vm, self._snapshots.objects(namespace), self._restores.objects(namespace))
+        for field in (SNAPSHOT, RESTORE):
+            status.pop(field, None)
+        status |= locks
+        if volumes := volume_snapshot_statuses(view.vm):
+            status["volumeSnapshotStatuses"] = volumes
+        else:
+            status.pop("volumeSnapshotStatuses", None)
         return await write_status(self._client, VIRTUAL_MACHINE, view.vm, status)
 
     async def _delete(self, vm: Object) -> float | None:
@@ -349,6 +368,12 @@ class Machines:
         known = find_condition(view.vm, "Failure")
         if known is None or known.get("message") != failure.message:
             self._world.recorder.event(view.vm, kind, failure.reason, failure.message)
+
+
+def _named_machine(obj: Object, field: str) -> list[Key]:
+    reference = spec_of(obj).get(field) or {}
+    named = reference.get("kind") == VIRTUAL_MACHINE.kind
+    return [Key(obj["metadata"]["namespace"], str(reference.get("name", "")))] if named else []
 
 
 def _owner_uids(obj: Object) -> list[str]:

@@ -5,11 +5,11 @@ Called by `controllers.machine` only. Names, labels and annotations follow KubeV
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from stead.controllers.conditions import annotations_of, condition, labels_of, owner_reference, spec_of
 from stead.controllers.machine_status import start_request
+from stead.kube.encoding import own_copy
 
 Object = dict[str, Any]
 
@@ -79,7 +79,7 @@ def pin_revision(vm: Object, source: Object) -> Object:
 def data_volume(vm: Object, template: Object, preference: Object | None) -> Object:
     """A DataVolume made from one of the VM's templates, owned by the VM."""
     metadata = template["metadata"]
-    spec = copy.deepcopy(template.get("spec") or {})
+    spec = own_copy(template.get("spec") or {})
     preferred = (spec_of(preference).get("volumes") or {}).get("preferredStorageClassName")
     for face in ("storage", "pvc"):
         if preferred and face in spec and not spec[face].get("storageClassName"):

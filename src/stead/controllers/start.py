@@ -22,10 +22,12 @@ from stead.controllers.addresses import Addresses
 from stead.controllers.aggregation import Aggregation
 from stead.controllers.bootstrap import bootstrap
 from stead.controllers.classes import Classes
+from stead.controllers.clone import Clones
 from stead.controllers.datasource import DataSources
 from stead.controllers.disk import Disks
 from stead.controllers.evacuation import Evacuations
 from stead.controllers.events import Recorder, expire_events
+from stead.controllers.export import Exports
 from stead.controllers.fencing import Fencing
 from stead.controllers.foreign import ForeignGarbage
 from stead.controllers.healing import Healing
@@ -37,7 +39,10 @@ from stead.controllers.migration import Migrations
 from stead.controllers.namespaces import Namespaces
 from stead.controllers.profiles import Profiles
 from stead.controllers.quota import QuotaCounts
+from stead.controllers.restore import Restores
 from stead.controllers.runner import Controller, World, run_controller
+from stead.controllers.snapshot import MachineSnapshots
+from stead.controllers.volume_snapshots import VolumeSnapshots
 from stead.controllers.volumes import Volumes
 from stead.kinds.register import ALL, EVENT, LEASE
 from stead.kinds.resource import Resource
@@ -56,7 +61,7 @@ class ControllerOptions(msgspec.Struct, frozen=True, kw_only=True):
     root_ca: str = ""
     #: RBAC objects to create and refresh
     roles: tuple[Object, ...] = ()
-    #: what CDIConfig says about uploads
+    #: where the API is reached and what vouches for it: uploads and downloads go there
     upload_url: str = ""
     upload_ca: str = ""
     identity: str = ""
@@ -85,6 +90,11 @@ def all_controllers(world: World, options: ControllerOptions) -> list[Controller
         addresses.controller(),
         Disks(world).controller(),
         *Volumes(world).controllers(),
+        VolumeSnapshots(world).controller(),
+        MachineSnapshots(world).controller(),
+        Restores(world).controller(),
+        Clones(world).controller(),
+        Exports(world, url=options.upload_url, ca=options.upload_ca).controller(),
         DataSources(world).controller(),
         ImportCrons(world).controller(),
         Classes(world).controller(),

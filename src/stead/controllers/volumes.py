@@ -30,6 +30,7 @@ from stead.controllers.conditions import (
 from stead.controllers.disk_source import IMMEDIATE, PVC_PROTECTION, default_class, requested
 from stead.controllers.instance import claims_used
 from stead.controllers.runner import Controller, Source, World, own_key
+from stead.controllers.volume_snapshots import HOST as SNAPSHOT_HOST
 from stead.controllers.writes import (
     annotation_steps,
     create_if_absent,
@@ -45,6 +46,7 @@ from stead.kinds.register import (
     PERSISTENT_VOLUME_CLAIM,
     STORAGE_CLASS,
     VIRTUAL_MACHINE_INSTANCE,
+    VOLUME_SNAPSHOT,
 )
 from stead.kube.quantity import parse
 
@@ -177,6 +179,16 @@ def is_grown(claim: Object) -> bool:
     return bool(asked) and isinstance(size, int) and size >= int(parse(asked))
 
 
+def populated_from(claim: Object) -> dict[str, str | None]:
+    """The content of a claim that names a snapshot of its namespace as its data source."""
+    spec, found = spec_of(claim), annotations_of(claim)
+    named = spec.get("dataSourceRef") or spec.get("dataSource") or {}
+    if named.get("kind") != VOLUME_SNAPSHOT.kind or volume_needs.SOURCE in found or volume_needs.SELECTED_NODE in found:
+        return {}
+    source = {"kind": "snapshot", "namespace": claim["metadata"]["namespace"], "name": named.get("name", "")}
+    return {volume_needs.SOURCE: msgspec.json.encode(source).decode()}
+
+
 class Volumes:
     """The controller's hands: one controller for claims, one for volumes."""
 
@@ -188,6 +200,7 @@ class Volumes:
         self._volumes = of(PERSISTENT_VOLUME)
         self._classes = of(STORAGE_CLASS)
         self._nodes = of(NODE)
+        self._snapshots = of(VOLUME_SNAPSHOT)
         self._vmis = of(VIRTUAL_MACHINE_INSTANCE)
         self._vmis.add_index("claim", claims_used)
         self._claims.add_index("unselected", lambda c: [] if _is_placed(c) else ["yes"])
@@ -199,6 +212,7 @@ class Volumes:
         unselected = [
             Source(self._nodes, lambda _: [key_of(c) for c in self._claims.by_index("unselected", "yes")]),
             Source(self._classes, lambda _: [key_of(c) for c in self._claims.by_index("unselected", "yes")]),
+            Source(self._snapshots, lambda _: [key_of(c) for c in self._claims.by_index("unselected", "yes")]),
         ]
         of_volume = Source(self._volumes, lambda v: [Key(*c.split("/", 1)) for c in _claim_of(v)])
         of_users = Source(self._vmis, lambda v: [Key(*c.split("/", 1)) for c in claims_used(v)])
@@ -223,6 +237,7 @@ class Volumes:
         if is_deleting(claim):
             return await self._let_go(claim)
         marks = cdi_annotations(claim)
+        marks |= populated_from(claim)
         told = annotation_steps(claim, marks) if marks else []
         if told:
             await guarded_patch(self._client, PERSISTENT_VOLUME_CLAIM, claim, told)
@@ -271,9 +286,24 @@ class Volumes:
             return Task("wait")
         if storage_class.get("volumeBindingMode") == "WaitForFirstConsumer" and IMMEDIATE not in annotations:
             return Task("wait")
+        if missing := self._missing_snapshot(claim):
+            return Task("stuck", message=missing)
         pool = (storage_class.get("parameters") or {}).get("pool", "default")
         host, why = choose_host(pool, self._source_host(claim), self._nodes.objects(), self._load())
         return Task("select", host=host) if host else Task("stuck", message=why)
+
+    def _missing_snapshot(self, claim: Object) -> str:
+        """Why the snapshot that a claim is made from cannot be used yet; "" if it can, or there is none."""
+        named = spec_of(claim).get("dataSourceRef") or spec_of(claim).get("dataSource") or {}
+        if named.get("kind") != VOLUME_SNAPSHOT.kind:
+            return ""
+        namespace, name = claim["metadata"]["namespace"], named.get("name", "")
+        if named.get("namespace") not in (None, "", namespace):
+            return f"snapshot {named['namespace']}/{name}: a claim is made from snapshots of its own namespace only"
+        found = self._snapshots.get(namespace, name)
+        if found is None or not status_of(found).get("readyToUse"):
+            return f"snapshot {namespace}/{name} is not ready to use"
+        return ""
 
     def _class_of(self, claim: Object) -> Object | None:
         name = spec_of(claim).get("storageClassName")
@@ -287,6 +317,9 @@ class Volumes:
             source = msgspec.json.decode(annotations_of(claim).get(volume_needs.SOURCE, "{}"))
         except msgspec.DecodeError:
             return ""
+        if source.get("kind") == "snapshot":
+            kept = self._snapshots.get(source.get("namespace"), source.get("name", ""))
+            return annotations_of(kept).get(SNAPSHOT_HOST, "")
         if source.get("kind") != "pvc":
             return ""
         found = self._claims.get(source.get("namespace"), source.get("name", ""))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from stead.kinds.apply_preference import apply_preference, autoattach_preferences, spread_options, topology_of
+from stead.kube.encoding import own_copy
 from stead.kube.quantity import Quantity, parse
 
 Object = dict[str, Any]
@@ -52,23 +53,16 @@ def apply(
 
     Paths are those in a VirtualMachine (`spec.template.spec.domain.…`). With conflicts the spec comes back as it was.
     """
-    spec, sized, preference = _own(vmi_spec), _own(instancetype_spec or {}), _own(preference_spec or {})
+    spec, sized, preference = own_copy(vmi_spec), own_copy(instancetype_spec or {}), own_copy(preference_spec or {})
     if sized:
         conflicts: list[str] = []
         for part in _INSTANCETYPE_PARTS:
             conflicts += part(spec, sized, preference)
         if conflicts:
-            return _own(vmi_spec), conflicts
+            return own_copy(vmi_spec), conflicts
     if preference:
         apply_preference(spec, preference)
-    return _own(spec), []
-
-
-def _own(value: Any) -> Any:
-    """A copy of a JSON value in which nothing occurs twice; `deepcopy` would keep shared what two disks share."""
-    if isinstance(value, dict):
-        return {key: _own(item) for key, item in value.items()}
-    return [_own(item) for item in value] if isinstance(value, list) else value
+    return own_copy(spec), []
 
 
 def apply_annotations(
@@ -88,7 +82,7 @@ def apply_annotations(
 def apply_to_templates(templates: list[Object], preference_spec: Object | None) -> list[Object]:
     """DataVolume templates with the preferred storage class where they name none."""
     preferred = ((preference_spec or {}).get("volumes") or {}).get("preferredStorageClassName")
-    result: list[Object] = _own(templates)
+    result: list[Object] = own_copy(templates)
     for template in result if preferred else ():
         for kind in ("pvc", "storage"):
             wanted = template.get("spec", {}).get(kind)
@@ -103,7 +97,7 @@ def complete_devices(vmi_spec: Object, preference_spec: Object | None, *, bindin
     A disk for every volume without one, the default interface (bound by `binding`, or as the preference says) when
     there is neither interface nor network, and an input device if one is to be attached.
     """
-    spec: Object = _own(vmi_spec)
+    spec: Object = own_copy(vmi_spec)
     devices = spec.setdefault("domain", {}).setdefault("devices", {})
     preferred = (preference_spec or {}).get("devices") or {}
     autoattach_preferences(devices, preferred)

@@ -14,6 +14,7 @@ from stead.kinds import (
     coordination,
     core,
     crd,
+    export,
     instancetype,
     joins,
     kubevirt,
@@ -24,7 +25,9 @@ from stead.kinds import (
     preference,
     rbac,
     reviews,
+    snapshot,
     storage,
+    volumesnapshot,
 )
 from stead.kinds.columns import AGE, BUILTIN_COLUMNS
 from stead.kinds.resource import Column, Resource
@@ -235,6 +238,113 @@ UPLOAD_TOKEN_REQUEST = _custom(
     has_generation=False,
 )
 
+_PHASE = Column("Phase", "string", ".status.phase")
+_READY_TO_USE = Column("ReadyToUse", "boolean", ".status.readyToUse")
+_TAKEN = Column("CreationTime", "date", ".status.creationTime")
+_ERROR = Column("Error", "string", ".status.error.message")
+_SOURCE = (
+    Column("SourceKind", "string", ".spec.source.kind"),
+    Column("SourceName", "string", ".spec.source.name"),
+)
+
+
+def _versioned(resource: tuple[str, str, str], struct: Any, versions: tuple[str, ...], **rest: Any) -> Resource:
+    """A kind of KubeVirt's (group, kind, plural) with status and several served versions, the stored one first."""
+    group, kind, plural = resource
+    return Resource(
+        group=group,
+        version=versions[0],
+        versions=versions,
+        kind=kind,
+        plural=plural,
+        singular=kind.lower(),
+        struct=struct,
+        categories=("all",),
+        status_subresource=True,
+        **rest,
+    )
+
+
+_SNAPSHOT_GROUP, _SNAPSHOT_VERSIONS = "snapshot.kubevirt.io", ("v1beta1", "v1alpha1")
+MACHINE_SNAPSHOT = _versioned(
+    (_SNAPSHOT_GROUP, "VirtualMachineSnapshot", "virtualmachinesnapshots"),
+    snapshot.VirtualMachineSnapshot,
+    _SNAPSHOT_VERSIONS,
+    short_names=("vmsnapshot", "vmsnapshots"),
+    columns=(*_SOURCE, _PHASE, _READY_TO_USE, _TAKEN, _ERROR),
+)
+MACHINE_SNAPSHOT_CONTENT = _versioned(
+    (_SNAPSHOT_GROUP, "VirtualMachineSnapshotContent", "virtualmachinesnapshotcontents"),
+    snapshot.VirtualMachineSnapshotContent,
+    _SNAPSHOT_VERSIONS,
+    short_names=("vmsnapshotcontent", "vmsnapshotcontents"),
+    columns=(_READY_TO_USE, _TAKEN, _ERROR),
+)
+MACHINE_RESTORE = _versioned(
+    (_SNAPSHOT_GROUP, "VirtualMachineRestore", "virtualmachinerestores"),
+    snapshot.VirtualMachineRestore,
+    _SNAPSHOT_VERSIONS,
+    short_names=("vmrestore", "vmrestores"),
+    columns=(
+        Column("TargetKind", "string", ".spec.target.kind"),
+        Column("TargetName", "string", ".spec.target.name"),
+        Column("Complete", "boolean", ".status.complete"),
+        Column("RestoreTime", "date", ".status.restoreTime"),
+    ),
+)
+MACHINE_CLONE = _versioned(
+    ("clone.kubevirt.io", "VirtualMachineClone", "virtualmachineclones"),
+    snapshot.VirtualMachineClone,
+    ("v1beta1", "v1alpha1"),
+    short_names=("vmclone", "vmclones"),
+    columns=(
+        _PHASE,
+        Column("SourceVirtualMachine", "string", ".spec.source.name"),
+        Column("TargetVirtualMachine", "string", ".spec.target.name"),
+    ),
+)
+MACHINE_EXPORT = _versioned(
+    ("export.kubevirt.io", "VirtualMachineExport", "virtualmachineexports"),
+    export.VirtualMachineExport,
+    ("v1", "v1beta1"),
+    short_names=("vmexport", "vmexports"),
+    columns=(*_SOURCE, _PHASE),
+)
+
+VOLUME_SNAPSHOT = _custom(
+    "snapshot.storage.k8s.io",
+    "v1",
+    "VolumeSnapshot",
+    "volumesnapshots",
+    volumesnapshot.VolumeSnapshot,
+    short_names=("vs",),
+    status_subresource=True,
+    columns=(
+        _READY_TO_USE,
+        Column("SourcePVC", "string", ".spec.source.persistentVolumeClaimName"),
+        Column("SourceSnapshotContent", "string", ".spec.source.volumeSnapshotContentName"),
+        Column("RestoreSize", "string", ".status.restoreSize"),
+        Column("SnapshotClass", "string", ".spec.volumeSnapshotClassName"),
+        Column("SnapshotContent", "string", ".status.boundVolumeSnapshotContentName"),
+        _TAKEN,
+        AGE,
+    ),
+)
+VOLUME_SNAPSHOT_CLASS = _custom(
+    "snapshot.storage.k8s.io",
+    "v1",
+    "VolumeSnapshotClass",
+    "volumesnapshotclasses",
+    volumesnapshot.VolumeSnapshotClass,
+    namespaced=False,
+    short_names=("vsclass", "vsclasses"),
+    columns=(
+        Column("Driver", "string", ".driver"),
+        Column("DeletionPolicy", "string", ".deletionPolicy"),
+        AGE,
+    ),
+)
+
 PERSISTENT_VOLUME_CLAIM = _builtin(
     "",
     "PersistentVolumeClaim",
@@ -427,6 +537,13 @@ ALL: tuple[Resource, ...] = (
     CDI,
     CDI_CONFIG,
     UPLOAD_TOKEN_REQUEST,
+    MACHINE_SNAPSHOT,
+    MACHINE_SNAPSHOT_CONTENT,
+    MACHINE_RESTORE,
+    MACHINE_CLONE,
+    MACHINE_EXPORT,
+    VOLUME_SNAPSHOT,
+    VOLUME_SNAPSHOT_CLASS,
     JOIN,
     NAMESPACE,
     NODE,

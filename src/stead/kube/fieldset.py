@@ -181,16 +181,14 @@ def _compare(schema: Schema, pair: tuple[Any, Any], path: Path, into: tuple[set[
     if old is new or (old == new and _same(old, new)):
         return
     added, modified, removed = into
-    if path and old is _ABSENT:
-        added.add(path)
-    if path and new is _ABSENT:
-        removed.add(path)
+    if old is _ABSENT or new is _ABSENT:
+        _collect(schema, new if old is _ABSENT else old, path, added if old is _ABSENT else removed)
+        return
     parts = [_granular_children(schema, v) for v in pair]
-    both = old is not _ABSENT and new is not _ABSENT
-    mixed = both and (isinstance(old, dict) != isinstance(new, dict) or isinstance(old, list) != isinstance(new, list))
+    mixed = isinstance(old, dict) != isinstance(new, dict) or isinstance(old, list) != isinstance(new, list)
     if mixed or not any(parts):
         # Leaves, atomic values and maps that are empty on both sides.
-        if both and path and not _same(old, new):
+        if path and not _same(old, new):
             modified.add(path)
         if not mixed:
             return
@@ -199,6 +197,14 @@ def _compare(schema: Schema, pair: tuple[Any, Any], path: Path, into: tuple[set[
         inner = (before.get(element) or after[element])[1]
         values = (before.get(element, (_ABSENT,))[0], after.get(element, (_ABSENT,))[0])
         _compare(inner, values, (*path, element), into)
+
+
+def _collect(schema: Schema, value: Any, path: Path, into: set[Path]) -> None:
+    """The path of a value that stands on one side only, and of all that is below it."""
+    into.add(path)
+    if is_granular(schema, value):
+        for element, item, inner in _children(schema, value):
+            _collect(inner, item, (*path, element), into)
 
 
 def _granular_children(schema: Schema, value: Any) -> dict[str, tuple[Any, Schema]]:

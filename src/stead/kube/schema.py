@@ -3,11 +3,13 @@
 The face of three modules: `structural` (the schema itself, from Structs), this one (pruning and defaulting) and
 `validation`. The server runs prune → default → validate on every write, in that order, and uses the same dict for
 OpenAPI, `kubectl explain` and server-side apply. Nothing here changes its input: results share untouched parts with it.
-Stateless; safe from any thread. Follows apiextensions' `schema` packages as recorded from kube-apiserver 1.36.
+Safe from any thread; all it keeps is which fields of a schema have defaults. Follows apiextensions' `schema` packages
+as recorded from kube-apiserver 1.36.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -56,12 +58,16 @@ __all__ = [
 
 
 def _rebuilt(value: Any, change: Callable[[Any, Any], Any]) -> Any:
-    """`value` with every child replaced by `change(key, child)`; the same object when nothing changed."""
-    items = list(value.items() if isinstance(value, dict) else enumerate(value))
-    changed = [(key, change(key, item)) for key, item in items]
-    if all(new is old for (_, new), (_, old) in zip(changed, items, strict=True)):
-        return value
-    return dict(changed) if isinstance(value, dict) else [new for _, new in changed]
+    """`value` with every object and list in it replaced by `change(key, child)`; the same when nothing changed."""
+    made = value
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(item, dict | list):
+            new = change(key, item)
+            if new is not item:
+                if made is value:
+                    made = value.copy()
+                made[key] = new
+    return made
 
 
 # --- prune ------------------------------------------------------------------------------------------------------
@@ -107,7 +113,7 @@ def default(schema: Schema, obj: Any) -> Any:
     if not isinstance(obj, dict):
         return obj
     missing = _missing_defaults(schema, obj)
-    nulls = {k for k, v in obj.items() if v is None and k not in missing and _drops_null(child(schema, k))}
+    nulls = [k for k, v in obj.items() if v is None and k not in missing and _drops_null(child(schema, k))]
     if nulls or missing:
         obj = {**{k: v for k, v in obj.items() if k not in nulls}, **missing}
 
@@ -122,9 +128,26 @@ def default(schema: Schema, obj: Any) -> Any:
 def _missing_defaults(schema: Schema, obj: dict[str, Any]) -> dict[str, Any]:
     return {
         key: inner["default"]
-        for key, inner in schema.get("properties", {}).items()
-        if "default" in inner and (key not in obj or (obj[key] is None and not inner.get("nullable")))
+        for key, inner in _defaulted(schema)
+        if key not in obj or (obj[key] is None and not inner.get("nullable"))
     }
+
+
+#: the fields that have a default, by identity of the schema; the schema is held, so that its identity stays its own
+_DEFAULTED: OrderedDict[int, tuple[Schema, list[tuple[str, Schema]]]] = OrderedDict()
+_MOST_DEFAULTED = 8192
+
+
+def _defaulted(schema: Schema) -> list[tuple[str, Schema]]:
+    """Few of the many fields have a default; a schema, once it rules, does not change."""
+    known = _DEFAULTED.get(id(schema))
+    if known is not None:
+        return known[1]
+    found = [(key, inner) for key, inner in schema.get("properties", {}).items() if "default" in inner]
+    _DEFAULTED[id(schema)] = (schema, found)
+    if len(_DEFAULTED) > _MOST_DEFAULTED:
+        _DEFAULTED.popitem(last=False)
+    return found
 
 
 def _drops_null(schema: Schema | None) -> bool:

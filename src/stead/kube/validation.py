@@ -65,6 +65,9 @@ def _shown(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
+_JUNCTORS = frozenset({"allOf", "anyOf", "oneOf", "not"})
+
+
 class _Validation:
     """The checks of one pass; no state, the class only groups them."""
 
@@ -72,7 +75,8 @@ class _Validation:
         if value is None and (schema.get("nullable") or "type" not in schema):
             return []
         causes = self._type(schema, value, path, name)
-        causes += self._enum(schema, value, path)
+        if "enum" in schema:
+            causes += self._enum(schema, value, path)
         if isinstance(value, str):
             causes += self._string(schema, value, path, name)
         elif isinstance(value, bool):
@@ -83,7 +87,9 @@ class _Validation:
             causes += self._list(schema, value, path, name)
         elif isinstance(value, dict):
             causes += self._object(schema, value, path, name)
-        return causes + self._junctors(schema, value, path, name)
+        if not _JUNCTORS.isdisjoint(schema):
+            causes += self._junctors(schema, value, path, name)
+        return causes
 
     def _type(self, schema: Schema, value: Any, path: str, name: str) -> Causes:
         actual = type_of(value)
@@ -262,7 +268,7 @@ def _broken_rules(schema: Schema, value: Any, old: Any, path: str) -> Iterator[d
         olds = old if isinstance(old, dict) else {}
         for key, item in value.items():
             inner = child(schema, key)
-            if inner is not None and inner is not OBJECT_META:
+            if inner is not None and inner is not OBJECT_META and (isinstance(item, dict | list) or inner.get(RULES)):
                 yield from _broken_rules(inner, item, olds.get(key, ABSENT), join(path, key))
     elif isinstance(value, list) and isinstance(items := schema.get("items"), dict):
         olds = {_map_key(schema, item): item for item in old} if isinstance(old, list) else {}

@@ -1,6 +1,6 @@
 """The way to a host's agent: HTTPS calls, WebSocket relays and body streams over mutual TLS.
 
-Called by `subresources` and `uploads`. Where an agent listens stands in its Node object; the plane's client
+Called by `subresources`, `uploads` and `exports`. Where an agent listens stands in its Node object; the plane's client
 certificate is in the TLS context. One connection pool for all hosts; every call has a deadline, relays end when
 either side does. Both directions of a relay wait for the receiver (back-pressure), so that a slow reader holds no
 memory here.
@@ -24,7 +24,7 @@ from stead.server.registry import Registry
 from stead.server.streaming import chosen_subprotocol
 
 if TYPE_CHECKING:
-    from stead.server.app import Exchange
+    from stead.server.exchange import Exchange
 
 Object = dict[str, Any]
 
@@ -89,6 +89,19 @@ class Agents:
                 self.url(host) + path, data=chunks, headers=headers, timeout=timeout
             ) as response:
                 return Reply(response.status, response.content_type, await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _unreachable(host, error) from error
+
+    @contextlib.asynccontextmanager
+    async def reading(self, host: str, path: str) -> AsyncIterator[tuple[dict[str, str], AsyncIterator[bytes]]]:
+        """An agent's streamed body: its headers and chunks. Raises what the agent refuses with, and 503."""
+        timeout = aiohttp.ClientTimeout(total=UPLOAD_SECONDS, sock_connect=CONNECT_SECONDS)
+        try:
+            async with self._opened().get(self.url(host) + path, timeout=timeout) as response:
+                if response.status >= 400:
+                    raise await _refused_stream(response)
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                yield headers, response.content.iter_chunked(MAX_FRAME)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _unreachable(host, error) from error
 

@@ -7,8 +7,10 @@ Accept are walked by weight; JSON and YAML are served; `as=Table` and `as=Partia
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
-from collections.abc import Awaitable, Callable
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -19,6 +21,9 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 #: bodies above this are compressed for clients that accept gzip (the API server's own threshold)
 GZIP_FROM_BYTES = 128 * 1024
+
+#: how long a body that is made while it is sent may take, seconds
+SEND_SECONDS = 300.0
 
 #: bodies above this are compressed in a thread, so that other requests go on
 IN_THREAD_FROM_BYTES = 1024 * 1024
@@ -45,6 +50,8 @@ class Answer(msgspec.Struct):
     headers: list[tuple[str, str]] = []
     #: small header texts for `Warning: 299`
     warnings: list[str] = []
+    #: a body that is made while it is sent, in place of `body`; asked for once
+    parts: Iterator[bytes] | None = None
 
 
 class Accepted(msgspec.Struct, frozen=True):
@@ -55,6 +62,9 @@ class Accepted(msgspec.Struct, frozen=True):
     version: str = "v1"
 
 
+_PLAIN_JSON = Accepted()
+
+
 def encode(value: Any) -> bytes:
     """JSON bytes of a value."""
     return _encoder.encode(value)
@@ -63,6 +73,16 @@ def encode(value: Any) -> bytes:
 def json_answer(value: Any, code: int = 200) -> Answer:
     """An answer that carries `value` as JSON."""
     return Answer(code, _encoder.encode(value))
+
+
+@contextlib.contextmanager
+def not_sniffed() -> Iterator[None]:
+    """A refusal is marked as answers of plain HTTP handlers are."""
+    try:
+        yield
+    except ApiError as error:
+        error.headers = [NOSNIFF]
+        raise
 
 
 def text_answer(text: str, code: int = 200) -> Answer:
@@ -89,8 +109,8 @@ def error_answer(error: ApiError) -> Answer:
 
 def negotiate(accept: str, *, projections: bool = True) -> Accepted:
     """Choose by an Accept header. Raises ApiError("NotAcceptable") when nothing offered can be served."""
-    if not accept.strip():
-        return Accepted()
+    if accept == JSON or not accept.strip():
+        return _PLAIN_JSON
     clauses = sorted(_clauses(accept), key=lambda clause: -clause[0])
     for _, media, params in clauses:
         chosen = _choose(media, params, projections)
@@ -169,19 +189,23 @@ def warning_headers(texts: list[str]) -> list[tuple[str, str]]:
     return headers
 
 
-def header_list(answer: Answer, audit_id: str, length: int) -> list[tuple[bytes, bytes]]:
-    """All headers of an answer in ASGI's form."""
+def header_list(answer: Answer, audit_id: str, length: int | None) -> list[tuple[bytes, bytes]]:
+    """All headers of an answer in ASGI's form. `length` None: the body comes in chunks."""
     names = {name.lower() for name, _ in answer.headers}
     headers = [("Content-Type", answer.content_type)] if answer.content_type else []
     if "cache-control" not in names:
         headers.append(("Cache-Control", "no-cache, private"))
     headers += [("Audit-Id", audit_id), *answer.headers, *warning_headers(answer.warnings)]
-    headers.append(("Content-Length", str(length)))
+    if length is not None:
+        headers.append(("Content-Length", str(length)))
     return [(name.lower().encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
 
 
 async def send_answer(send: Send, answer: Answer, audit_id: str, accept_encoding: str, *, head: bool = False) -> None:
     """Send a whole answer, compressed when that pays."""
+    if answer.parts is not None:
+        await _send_parts(send, answer, audit_id, "gzip" in accept_encoding, head)
+        return
     body = answer.body
     if len(body) > GZIP_FROM_BYTES and "gzip" in accept_encoding and answer.code not in (204, 304):
         small = len(body) < IN_THREAD_FROM_BYTES
@@ -192,3 +216,21 @@ async def send_answer(send: Send, answer: Answer, audit_id: str, accept_encoding
     headers = header_list(answer, audit_id, len(body))
     await send({"type": "http.response.start", "status": answer.code, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if head else body})
+
+
+async def _send_parts(send: Send, answer: Answer, audit_id: str, compressed: bool, head: bool) -> None:
+    """Send a body as it is made; others get their turn between the parts. A client that takes too long is cut off."""
+    coding = [("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding")] if compressed else []
+    answer = msgspec.structs.replace(answer, headers=[*answer.headers, *coding])
+    parts = answer.parts or iter(())
+    await send({"type": "http.response.start", "status": answer.code, "headers": header_list(answer, audit_id, None)})
+    packer = zlib.compressobj(1, wbits=31) if compressed else None
+    async with asyncio.timeout(SEND_SECONDS):
+        for part in () if head else parts:
+            if packer is not None:
+                part = await asyncio.to_thread(packer.compress, part)
+            else:
+                await asyncio.sleep(0)
+            if part:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": packer.flush() if packer is not None else b""})

@@ -25,8 +25,10 @@ from stead.server.bootstrap_tokens import BootstrapTokens
 from stead.server.catalogue import Catalogue
 from stead.server.definition_rules import CONTROLLER_NAME
 from stead.server.definitions import Definitions
+from stead.server.exports import Exports
 from stead.server.health import Health, Metrics
 from stead.server.joins import Joins, Signing
+from stead.server.leave import Leave
 from stead.server.local import LocalVerbs
 from stead.server.login import Logins
 from stead.server.node_authz import NodeGuard
@@ -83,6 +85,7 @@ class ApiServer:
             oidc=Oidc(settings.oidc) if settings.oidc is not None else None,
         )
         self.authenticator = Authenticator(self.registry, self.issuer, sources)
+        self._leave = Leave(self.registry, self.authenticator, self.authorizer)
         self.agents = Agents(self.registry, settings.agent_tls)
         self.app: App = build_app(Server(
             verbs=self.verbs, catalogue=self.catalogue, authenticator=self.authenticator, authorizer=self.authorizer,
@@ -90,8 +93,10 @@ class ApiServer:
             reviews=Reviews(self.verbs, self.authenticator, self.authorizer),
             subresources=Subresources(self.verbs, self.agents),
             uploads=Uploads(self.registry, self.issuer, self.agents),
+            exports=Exports(self.registry, self.agents),
             logins=Logins(self._own_verbs, self.registry),
             joins=Joins(self._own_verbs, settings.signing) if settings.signing is not None else None,
+            leave=self._leave,
         ))  # fmt: skip
 
     async def start(self) -> None:
@@ -100,6 +105,7 @@ class ApiServer:
         self.definitions.load()
         await ensure_defaults(self.local_verbs(CONTROLLER))
         self.definitions.start()
+        self._leave.start()
 
     async def run_until_broken(self) -> None:
         """Raise when the store can no longer be followed; a fresh start helps."""
@@ -108,6 +114,7 @@ class ApiServer:
     async def stop(self) -> None:
         """End watches and streams, close connections to agents, stop the cache. The store is the caller's."""
         self.app.stop()
+        await self._leave.stop()
         await self.definitions.stop()
         await self.agents.close()
         await self.cache.close()

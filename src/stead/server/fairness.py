@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 from stead.kube.errors import ApiError
 
@@ -43,17 +43,16 @@ class Places:
         self.in_hand = 0
         self.waiting = 0
 
-    @contextlib.asynccontextmanager
-    async def place(self, user: str, *, exempt: bool = False) -> AsyncIterator[None]:
+    def place(self, user: str, *, exempt: bool = False) -> Place:
         """Hold a place; wait for one if need be, unless `exempt`. Raises 429."""
+        return Place(self, user, exempt)
+
+    async def take(self, user: str, exempt: bool) -> None:
+        """For `Place`: get in. Raises 429."""
         if exempt or (user not in self._waiting and self._has_room(user)):
             self._take(user)
         else:
             await self._turn(user)
-        try:
-            yield
-        finally:
-            self._give_back(user)
 
     def _has_room(self, user: str) -> bool:
         return self.in_hand < self._places and self._taken[user] < self._of_user
@@ -62,7 +61,8 @@ class Places:
         self.in_hand += 1
         self._taken[user] += 1
 
-    def _give_back(self, user: str) -> None:
+    def give_back(self, user: str) -> None:
+        """For `Place`: leave."""
         self.in_hand -= 1
         self._taken[user] -= 1
         if not self._taken[user]:
@@ -81,7 +81,7 @@ class Places:
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
-                self._give_back(user)  # its turn came as it gave up
+                self.give_back(user)  # its turn came as it gave up
             else:
                 self._forget(user, turn)
             if isinstance(error, TimeoutError):
@@ -114,12 +114,30 @@ class Places:
                 return
 
 
+class Place:
+    """A place in hand, as an asynchronous context. No generator: every request makes one."""
+
+    __slots__ = ("_exempt", "_places", "_user")
+
+    def __init__(self, places: Places, user: str, exempt: bool) -> None:
+        self._places = places
+        self._user = user
+        self._exempt = exempt
+
+    async def __aenter__(self) -> None:
+        await self._places.take(self._user, self._exempt)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._places.give_back(self._user)
+
+
 class OpenStreams:
     """Watches and streams by user."""
 
     def __init__(self, most: int = WATCHES_OF_USER) -> None:
         self._most = most
         self._open: Counter[str] = Counter()
+        self.in_hand = 0
 
     @contextlib.contextmanager
     def one(self, user: str, *, exempt: bool = False) -> Iterator[None]:
@@ -127,9 +145,11 @@ class OpenStreams:
         if not exempt and self._open[user] >= self._most:
             raise too_many()
         self._open[user] += 1
+        self.in_hand += 1
         try:
             yield
         finally:
             self._open[user] -= 1
+            self.in_hand -= 1
             if not self._open[user]:
                 del self._open[user]

@@ -89,6 +89,23 @@ class Metrics:
         self.watchers = Gauge("apiserver_longrunning_requests", "Open watches.", registry=self.registry)
         self.in_flight = Gauge("apiserver_current_inflight_requests", "Requests in hand.", registry=self.registry)
 
+        self._counted: dict[tuple[str, str, int], Counter] = {}
+        self._timed: dict[str, Histogram] = {}
+
+    def count(self, verb: str, plural: str, code: int) -> None:
+        """One request more. The label values must be bounded: each of their combinations is kept."""
+        counter = self._counted.get((verb, plural, code))
+        if counter is None:
+            counter = self._counted[verb, plural, code] = self.requests.labels(verb, plural, str(code))
+        counter.inc()
+
+    def time(self, verb: str, seconds: float) -> None:
+        """How long a request took."""
+        histogram = self._timed.get(verb)
+        if histogram is None:
+            histogram = self._timed[verb] = self.seconds.labels(verb)
+        histogram.observe(seconds)
+
     def answer(self) -> Answer:
         """The Prometheus text."""
         return Answer(200, generate_latest(self.registry), "text/plain; version=0.0.4; charset=utf-8")

@@ -31,7 +31,7 @@ from stead.server.local import LocalVerbs
 from stead.server.node_authz import PREFIX
 
 if TYPE_CHECKING:
-    from stead.server.app import Exchange
+    from stead.server.exchange import Exchange
 
 Object = dict[str, Any]
 

@@ -29,7 +29,7 @@ from stead.server.passwords import Attempts, Checks
 from stead.server.users import COOKIE, Users, is_own_origin, session_cookie
 
 if TYPE_CHECKING:
-    from stead.server.app import Exchange
+    from stead.server.exchange import Exchange
 
 SESSION_SECONDS = 12 * 3600
 MAX_BODY = 4096

@@ -27,9 +27,10 @@ NODE_LABEL = "kubevirt.io/nodeName"
 TARGET_LABEL = "kubevirt.io/migrationTargetNodeName"
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
 SOURCE = "stead.io/source"
+SNAPSHOT_HOST = "stead.io/host"
 
 #: finalizers that a host takes away when its work on an object is done
-OWN_FINALIZERS = frozenset({"kubevirt.io/foregroundDeleteVirtualMachine", "stead.io/volume"})
+OWN_FINALIZERS = frozenset({"kubevirt.io/foregroundDeleteVirtualMachine", "stead.io/volume", "stead.io/snapshot"})
 #: annotations of a claim that a host writes
 _CLAIM_ANNOTATIONS = frozenset({"stead.io/volume-handle", "stead.io/transfer", "stead.io/image-digest"})
 #: labels that an image suggests and a host may add to the claim
@@ -45,6 +46,7 @@ _ARRIVAL_FIELDS = frozenset({
 _OPEN_READS = frozenset({
     ("", "nodes"), ("", "persistentvolumes"), ("", "persistentvolumeclaims"), ("", "namespaces"),
     ("storage.k8s.io", "storageclasses"), ("kubevirt.io", "kubevirts"), ("cdi.kubevirt.io", "cdis"),
+    ("snapshot.storage.k8s.io", "volumesnapshots"),
     ("cdi.kubevirt.io", "cdiconfigs"), ("k8s.cni.cncf.io", "network-attachment-definitions"),
 })  # fmt: skip
 _READ = frozenset({"get", "list", "watch"})
@@ -81,6 +83,11 @@ class NodeGuard:
             return _ALLOWED if gone and not subresource else _no("a host does not read machines, only instances")
         if asked.group == "coordination.k8s.io" and plural == "leases":
             return self._lease(host, asked)
+        if asked.group == "snapshot.storage.k8s.io" and plural == "volumesnapshots":
+            found = self._registry.peek(register.VOLUME_SNAPSHOT, asked.namespace, asked.name)
+            annotations = ((found or {}).get("metadata") or {}).get("annotations") or {}
+            fits = asked.verb == "patch" and annotations.get(SNAPSHOT_HOST) == host
+            return _ALLOWED if fits else _no("only snapshots that were given to this host")
         if (asked.group, plural) == ("stead.io", "joins"):
             return _ALLOWED if asked.verb == "create" else _no("a host renews its certificate only")
         if asked.group == "":
@@ -197,6 +204,8 @@ class NodeGuard:
             return _arrival_trouble(old, new) if host_of(old) != host else _instance_trouble(old, new)
         if resource.kind in ("PersistentVolumeClaim", "PersistentVolume"):
             return _volume_trouble(old, new)
+        if resource.kind == "VolumeSnapshot":
+            return _snapshot_trouble(old, new)
         return ""
 
 
@@ -243,6 +252,16 @@ def target_of(vmi: Object) -> str:
     target = str(state.get("targetNode") or "")
     labelled = (vmi["metadata"].get("labels") or {}).get(TARGET_LABEL)
     return target if target == labelled and not state.get("failed") else ""
+
+
+def _snapshot_trouble(old: Object, new: Object) -> str:
+    if old.get("spec") != new.get("spec"):
+        return "may not change spec"
+    before, after = (dict(each["metadata"].get("annotations") or {}) for each in (old, new))
+    for each in (before, after):
+        each.pop("stead.io/indications", None)
+    same = before == after and old["metadata"].get("labels") == new["metadata"].get("labels")
+    return "" if same else "may not change annotations or labels of a snapshot"
 
 
 def host_of(vmi: Object) -> str:

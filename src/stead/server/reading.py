@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import bisect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from stead.kinds.resource import Resource
 from stead.kube import meta, selectors
 from stead.kube.errors import ApiError, cause, invalid
 from stead.server import table
+from stead.server.answer import Answer
 from stead.server.registry import Compacted, Object, Record, Registry, with_revision
 from stead.server.request import Query
 from stead.server.shapes import Shape, partial_metadata
@@ -30,6 +31,9 @@ from stead.store.contract import Entry
 FUTURE_WAIT_SECONDS = 3.0
 #: lists whose next page may still be asked for
 _KEPT_SNAPSHOTS = 32
+#: stored bytes of a list from which on it is streamed, and of one part of it
+STREAM_FROM_BYTES = 256 * 1024
+PART_BYTES = 128 * 1024
 
 _encoder = msgspec.json.Encoder()
 
@@ -254,8 +258,7 @@ class Reader:
                 self._keep(prefix, revision, entries)
                 remaining = None if selector else len(entries) - at
                 return Page(chosen, revision, encode_token(revision, start), remaining)
-            kept = bool(selector) or limit > 0
-            record = registry.record_of(entry) if kept else Record(entry.key, entry.mod_revision, entry.value)
+            record = registry.record_of(entry) if selector else Record(entry.key, entry.mod_revision, entry.value)
             if not selector or selector.matches(record.obj):
                 chosen.append(record)
         return Page(chosen, revision)
@@ -311,26 +314,69 @@ def decode_token(token: str) -> tuple[int, str]:
         raise ApiError("BadRequest", f"continue key is not valid: {error}") from error
 
 
+def list_answer(shape: Shape, page: Page) -> Answer:
+    """The answer to a list: a long one is made while it is sent, so that it is never whole in memory."""
+    if not shape.projection and sum(len(record.value) for record in page.records) > STREAM_FROM_BYTES:
+        return Answer(200, b"", parts=_list_parts(shape, page))
+    return Answer(200, list_body(shape, page))
+
+
 def list_body(shape: Shape, page: Page) -> bytes:
     """The JSON body of a list in the shape asked for."""
+    if not shape.projection:
+        return b"".join(_list_parts(shape, page))
+    metadata = _list_metadata(page)
+    if shape.projection == "Table":
+        return _encoder.encode(table.table(shape, [shape.obj(record) for record in page.records], metadata))
+    items = [partial_metadata(record.obj, shape.meta_version) for record in page.records]
+    return _encoder.encode({
+        "kind": "PartialObjectMetadataList", "apiVersion": f"meta.k8s.io/{shape.meta_version}",
+        "metadata": metadata, "items": items,
+    })  # fmt: skip
+
+
+def _list_parts(shape: Shape, page: Page) -> Iterator[bytes]:
+    """A typed list in parts of some size; each record is let go of once it is in one."""
+    metadata = _list_metadata(page)
+    if not shape.resource.builtin:
+        metadata.setdefault("continue", "")
+    kind = f"{shape.resource.kind}List"
+    gathered = [
+        _encoder.encode({"kind": kind, "apiVersion": shape.api_version, "metadata": metadata})[:-1],
+        b',"items":[',
+    ]
+    size = 0
+    records, page.records = page.records[::-1], []
+    while records:
+        item = shape.item(records.pop())
+        size += len(item)
+        gathered.append(item)
+        if records:
+            gathered.append(b",")
+        if size > PART_BYTES:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    gathered.append(b"]}")
+    yield b"".join(gathered)
+
+
+def _list_metadata(page: Page) -> Object:
     metadata: Object = {"resourceVersion": str(page.revision)}
     if page.token:
         metadata["continue"] = page.token
     if page.remaining is not None:
         metadata["remainingItemCount"] = page.remaining
-    if shape.projection == "Table":
-        return _encoder.encode(table.table(shape, [shape.obj(record) for record in page.records], metadata))
-    if shape.projection:
-        items = [partial_metadata(record.obj, shape.meta_version) for record in page.records]
-        return _encoder.encode({
-            "kind": "PartialObjectMetadataList", "apiVersion": f"meta.k8s.io/{shape.meta_version}",
-            "metadata": metadata, "items": items,
-        })  # fmt: skip
-    if not shape.resource.builtin:
-        metadata.setdefault("continue", "")
-    kind = f"{shape.resource.kind}List"
-    head = _encoder.encode({"kind": kind, "apiVersion": shape.api_version, "metadata": metadata})
-    return b"".join((head[:-1], b',"items":[', b",".join(shape.item(record) for record in page.records), b"]}"))
+    return metadata
 
 
-__all__ = ["ListOptions", "Page", "Reader", "Selector", "list_body", "list_options", "parse_selector", "with_revision"]
+__all__ = [
+    "ListOptions",
+    "Page",
+    "Reader",
+    "Selector",
+    "list_answer",
+    "list_body",
+    "list_options",
+    "parse_selector",
+    "with_revision",
+]

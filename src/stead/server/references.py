@@ -27,6 +27,7 @@ FILE_ANNOTATIONS = ("stead.io/file", "stead.io/format", "stead.io/adopt")
 #: annotations that plane and agent write for each other
 OWN_ANNOTATIONS = (
     "stead.io/source", "stead.io/volume-handle", "stead.io/transfer", "stead.io/image-digest", "stead.io/addresses",
+    "stead.io/host", "stead.io/snapshot-group", "stead.io/indications",
 )  # fmt: skip
 #: who may write those: our controllers, and agents (what those may write is `node_authz`'s business)
 _CONTROLLERS = "system:serviceaccounts:kubevirt"
@@ -50,13 +51,13 @@ def _references(resource: Resource, obj: Object) -> Iterator[Reference]:
     namespace = metadata.get("namespace") or ""
     spec = obj.get("spec") or {}
     kind = (resource.group, resource.kind)
-    if kind == _key(register.VIRTUAL_MACHINE):
-        for template in spec.get("dataVolumeTemplates") or ():
-            yield from _annotations(template.get("metadata") or {})
-            yield from _data(template.get("spec") or {}, namespace)
-        template = spec.get("template") or {}
-        yield from _annotations(template.get("metadata") or {})
-        yield from _kernel(template.get("spec") or {})
+    if kind == _key(register.MACHINE_SNAPSHOT_CONTENT):
+        # what is restored from it is written in our controller's name
+        yield from _of_machine((spec.get("source") or {}).get("virtualMachine") or {}, namespace)
+        for backup in spec.get("volumeBackups") or ():
+            yield from _annotations((backup.get("persistentVolumeClaim") or {}).get("metadata") or {})
+    elif kind == _key(register.VIRTUAL_MACHINE):
+        yield from _of_machine(obj, namespace)
     elif kind == _key(register.VIRTUAL_MACHINE_INSTANCE):
         yield from _annotations(metadata)
         yield from _kernel(spec)
@@ -67,8 +68,18 @@ def _references(resource: Resource, obj: Object) -> Iterator[Reference]:
         yield from _data((spec.get("template") or {}).get("spec") or {}, namespace)
     elif kind == _key(register.DATA_SOURCE):
         yield from _data(spec, namespace)
-    elif kind in (_key(register.PERSISTENT_VOLUME_CLAIM), _key(register.PERSISTENT_VOLUME)):
+    elif kind in _SPOKEN_BY:
         yield from _annotations(metadata)
+
+
+def _of_machine(machine: Object, namespace: str) -> Iterator[Reference]:
+    spec = machine.get("spec") or {}
+    for template in spec.get("dataVolumeTemplates") or ():
+        yield from _annotations(template.get("metadata") or {})
+        yield from _data(template.get("spec") or {}, namespace)
+    template = spec.get("template") or {}
+    yield from _annotations(template.get("metadata") or {})
+    yield from _kernel(template.get("spec") or {})
 
 
 def _key(resource: Resource) -> tuple[str, str]:
@@ -97,6 +108,10 @@ def _kernel(spec: Object) -> Iterator[Reference]:
     image = ((firmware.get("kernelBoot") or {}).get("container") or {}).get("image") or ""
     if image.startswith("file:"):
         yield Reference("file", f"kernelBoot image {image}")
+
+
+#: kinds by whose annotations plane and agent talk
+_SPOKEN_BY = tuple(map(_key, (register.PERSISTENT_VOLUME_CLAIM, register.PERSISTENT_VOLUME, register.VOLUME_SNAPSHOT)))
 
 
 class ReferenceGuard:

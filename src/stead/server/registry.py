@@ -125,6 +125,7 @@ class Registry:
         self._store = store
         self.cache = cache
         self._records: OrderedDict[tuple[str, int], Record] = OrderedDict()
+        self._lines: dict[Any, dict[tuple[int, str], bytes]] = {}
         self._stamps: dict[str, tuple[int, Subscription]] = {}
 
     @property
@@ -157,6 +158,10 @@ class Registry:
     def record_of(self, entry: Entry) -> Record:
         """The shared record of a current entry."""
         return self.record(entry.key, entry.mod_revision, entry.value)
+
+    def lines_of(self, shape: Any) -> dict[tuple[int, str], bytes]:
+        """Lines of the newest events by revision and key, as watchers of one shape get them; for those who want all."""
+        return self._lines.setdefault(shape, {})
 
     def get(self, resource: Resource, namespace: str, name: str) -> Record | None:
         """The current state of an object."""

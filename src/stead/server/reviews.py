@@ -27,7 +27,7 @@ from stead.server.catalogue import Served
 from stead.server.verbs import Verbs
 
 if TYPE_CHECKING:
-    from stead.server.app import Exchange
+    from stead.server.exchange import Exchange
 
 Object = dict[str, Any]
 

@@ -198,6 +198,11 @@ def default_roles() -> list[Object]:
         _role("cdi.kubevirt.io:admin", _cdi_rules(["*"], upload=True), _to("admin")),
         _role("cdi.kubevirt.io:edit", _cdi_rules(["*"], upload=True), _to("edit")),
         _role("cdi.kubevirt.io:view", _cdi_rules(_READ, upload=False), _to("view")),
+        *(
+            _role(f"stead.io:volumesnapshots:{who}", [_rule(["snapshot.storage.k8s.io"], ["volumesnapshots"], verbs)],
+                  _to(who))
+            for who, verbs in (("edit", _ALL), ("view", _READ))
+        ),
         _role("cdi.kubevirt.io:config-reader", [_rule(["cdi.kubevirt.io"], _CDI_CLUSTER, _READ)]),
     ]  # fmt: skip
 

@@ -26,6 +26,10 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from stead.server.cork import Cork, chunk_of
+from stead.server.hello import whole_hello
+from stead.server.streaming import CHUNKS
+
 #: seconds that a client has for its request head, that an idle connection is kept, and that a stop waits
 HEAD_SECONDS = 20.0
 IDLE_SECONDS = 120
@@ -57,9 +61,12 @@ def _certificate_of(transport: Any) -> bytes | None:
     return tls.getpeercert(binary_form=True) if tls is not None else None
 
 
-def _with_certificate(app: Any, certificate: bytes | None) -> Any:
+def _with_certificate(app: Any, certificate: bytes | None, chunks: Callable[[bytes], bool] | None = None) -> Any:
     async def wrapped(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        scope.setdefault("extensions", {})["tls"] = {"client_certificate": certificate}
+        extensions = scope.setdefault("extensions", {})
+        extensions["tls"] = {"client_certificate": certificate}
+        if chunks is not None:
+            extensions[CHUNKS] = chunks
         await app(scope, receive, send)
 
     return wrapped
@@ -69,10 +76,12 @@ class _HttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with the client certificate and a deadline for request heads."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _in_head = False
     #: called once a whole request head is there
     proven: Callable[[], None] | None = None
     #: called when the connection is gone
     lost: Callable[[], None] | None = None
+    _cork: Cork
     _head_bytes = 0
     _head_size = 0
     _leftover = 0
@@ -85,6 +94,9 @@ class _HttpProtocol(HttpToolsProtocol):
                 self.transport.close()
                 return
         super().data_received(data)
+        # Most heads come whole: those need no timer.
+        if self._in_head and self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # A head that comes in one piece is bounded here.
@@ -102,17 +114,26 @@ class _HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        super().connection_made(transport)
-        self.app = _with_certificate(self.app, _certificate_of(transport))
+        self._cork = Cork(transport, self.loop)
+        super().connection_made(self._cork)  # type: ignore[arg-type]  # what uvicorn uses of one
+        self.app = _with_certificate(self.app, _certificate_of(transport), self._write_chunk)
         self._head_timer = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def _write_chunk(self, body: bytes) -> bool:
+        """A chunk of the answer in hand, past uvicorn; False when the client does not keep up or is gone."""
+        cycle = self.cycle
+        if self.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+            return False
+        self._cork.write_now(chunk_of(body))
+        return True
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_size = 0
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        self._in_head = True
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._stop_timer()
         self._head_bytes = 0
         if self.proven is not None:
@@ -232,10 +253,13 @@ class Door:
         protocol.lost = lambda: self._forget(protocol)
         seconds = HANDSHAKE_SECONDS if self._context is not None else None
         try:
+            if self._context is not None:
+                async with asyncio.timeout(HANDSHAKE_SECONDS):
+                    await whole_hello(connection)
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: protocol, connection, ssl=self._context, ssl_handshake_timeout=seconds
             )
-        except OSError:  # no handshake: bad TLS, too slow, gone
+        except OSError:  # no handshake: bad TLS, too slow (a TimeoutError is one), gone
             self._forget(protocol)
             connection.close()
         except asyncio.CancelledError:
@@ -304,7 +328,7 @@ class Listener:
         self.port = bound.getsockname()[1]
         config = uvicorn.Config(
             self._app, interface="asgi3", lifespan="off", http=_HttpProtocol, ws=_WebSocketProtocol, log_config=None,
-            access_log=False, server_header=False, timeout_keep_alive=IDLE_SECONDS,
+            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=STOP_SECONDS, ws_max_size=4 * 1024 * 1024, ws_ping_interval=20.0,
             ws_ping_timeout=60.0, ws_per_message_deflate=False,
         )  # fmt: skip

@@ -20,8 +20,10 @@ from stead.server.shapes import Shape
 from stead.server.watching import Change, Watch, error_frame, watch_from
 
 if TYPE_CHECKING:
-    from stead.server.app import Exchange
+    from stead.server.exchange import Exchange
 
+#: the listener's extension of ASGI: a function that writes one chunk of a body at once, or returns False
+CHUNKS = "stead.chunks"
 _BEARER = "base64url.bearer.authorization.k8s.io."
 
 
@@ -74,6 +76,7 @@ class Watches:
         if self._closed:
             watch.close()
         self._open.add(watch)
+        exchange.end = watch.close
         self._metrics.watchers.inc()
         exchange.code = 200
         try:
@@ -93,14 +96,11 @@ async def _lines(watch: Watch, initial: list[Change], failure: ApiError | None) 
     if failure is not None:
         yield [error_frame(failure)]
         return
-    first = True
     if initial:
-        yield [watch.frame(change, first=at == 0) for at, change in enumerate(initial)]
-        first = False
+        yield watch.lines(initial)
     try:
         async for batch in watch.changes():
-            yield [watch.frame(change, first=first and at == 0) for at, change in enumerate(batch)]
-            first = False
+            yield watch.lines(batch)
     except ApiError as error:
         yield [error_frame(error)]
 
@@ -113,6 +113,9 @@ async def _over_http(exchange: Exchange, watch: Watch, initial: list[Change], fa
     await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
     await exchange.send({"type": "http.response.body", "body": b"", "more_body": True})
     gone = asyncio.create_task(_until_gone(exchange, watch))
+    write = (exchange.scope.get("extensions") or {}).get(CHUNKS)
+    if write is not None and failure is None:
+        watch.send_by(write)
     try:
         async for lines in _lines(watch, initial, failure):
             await exchange.send({"type": "http.response.body", "body": b"".join(lines), "more_body": True})

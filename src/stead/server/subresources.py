@@ -35,7 +35,7 @@ from stead.server.request import Request
 from stead.server.verbs import Verbs
 
 if TYPE_CHECKING:
-    from stead.server.app import Exchange
+    from stead.server.exchange import Exchange
 
 Object = dict[str, Any]
 

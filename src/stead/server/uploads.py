@@ -26,7 +26,7 @@ from stead.server.node_authz import SELECTED_NODE
 from stead.server.registry import Registry
 
 if TYPE_CHECKING:
-    from stead.server.app import Exchange
+    from stead.server.exchange import Exchange
 
 Object = dict[str, Any]
 

@@ -2,7 +2,8 @@
 
 Called by `app` (HTTP, WebSocket) and `client.local`. A watcher follows one subscription of the watch cache; the bytes
 of an event are made once for each shape and shared by all watchers. A watcher that cannot keep up is closed and lists
-again. Follows W1 to W7. One task for each watcher, on the event loop.
+again. Follows W1 to W7. One task for each watcher, on the event loop; over HTTP that task sleeps while the client keeps
+up, and events are written as the cache tells them (`send_by`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
@@ -29,6 +30,9 @@ LAST_BOOKMARK_SECONDS = 2.0
 DEFAULT_SECONDS = 1800.0
 #: longest wait for more events before the watcher looks at its deadlines, seconds
 _TICK_SECONDS = 1.0
+
+#: newest lines that are kept for the other watchers of a shape
+_SHARED = 16
 
 _encoder = msgspec.json.Encoder()
 _INITIAL_END = {"k8s.io/initial-events-end": "true"}
@@ -105,6 +109,11 @@ class Watch:
         #: where the stream started, or its last bookmark
         self._marked = 0
         self._name = options.selector.fields.exact("metadata.name")
+        self._shape_key = shape.key
+        #: what all watchers without a selector share, or None
+        self._shared = None if options.selector or shape.projection == "Table" else registry.lines_of(shape.key)
+        self._is_first = True
+        self._is_idle = False
 
     def open(self) -> list[Change]:
         """Subscribe; the changes with which the stream starts. Raises ApiError("Expired") when too old."""
@@ -164,11 +173,52 @@ class Watch:
                 ) from None
 
     async def _wait(self, subscription: Subscription, seconds: float) -> None:
+        self._is_idle = True
         try:
             async with asyncio.timeout(max(0.001, seconds)):
                 await subscription.wait()
         except TimeoutError:
             return
+        finally:
+            self._is_idle = False
+
+    def send_by(self, write: Callable[[bytes], bool]) -> None:
+        """Give events to `write` as they come, without waking this watch's task; where it returns False, the task does.
+
+        `write` takes whole lines, never waits, and refuses (having taken nothing) a client that does not keep up.
+        """
+        subscription = self._subscription
+        if subscription is None:
+            raise RuntimeError("open the watch first")
+
+        def deliver() -> bool:
+            if not self._is_idle:
+                return False  # the task is sending, and what has come since is behind that
+            events = subscription.peek()
+            if self._shared is not None and len(events) == 1:
+                known = self._shared.get((events[0].revision, events[0].key))
+                if known is not None and write(known):
+                    self._sent = events[0].revision
+                    subscription.take()
+                    return True
+            sent, first = self._sent, self._is_first
+            lines = self.lines([change for event in events if (change := self._change(event)) is not None])
+            if len(events) == len(lines) == 1 and self._shared is not None:
+                self._share(events[0], lines[0])
+            if lines and not write(lines[0] if len(lines) == 1 else b"".join(lines)):
+                self._sent, self._is_first = sent, first
+                return False
+            subscription.take()
+            return True
+
+        subscription.listener = deliver
+
+    def _share(self, event: Event, line: bytes) -> None:
+        """Others that want all events of this shape are told the same."""
+        assert self._shared is not None
+        if len(self._shared) >= _SHARED:
+            self._shared.clear()
+        self._shared[event.revision, event.key] = line
 
     def _bookmark(self) -> Change | None:
         """A bookmark, if the client wants them and something was written since the start or the last one."""
@@ -206,14 +256,22 @@ class Watch:
         """The state before the event, under the event's revision."""
         return self._registry.record(event.key + "#last", event.revision, event.previous or b"{}")
 
-    def frame(self, change: Change, *, first: bool = False) -> bytes:
-        """One event as a JSON line."""
+    def lines(self, changes: list[Change]) -> list[bytes]:
+        """Events as JSON lines."""
+        made = []
+        for change in changes:
+            made.append(self._line(change, first=self._is_first))
+            self._is_first = False
+        return made
+
+    def _line(self, change: Change, *, first: bool) -> bytes:
         shape = self._shape
         if change.record is None:
             obj = shape.bookmark(change.revision, change.annotations, first=first)
             return b'{"type":"%s","object":%s}\n' % (change.type.encode(), obj)
         record = change.record
-        at = ("frame", change.type, first, *shape.key)
+        first = first and shape.projection == "Table"  # else the first looks like any other
+        at = ("frame", change.type, first, self._shape_key)
         made = record.frames.get(at)
         if made is None:
             made = b'{"type":"%s","object":%s}\n' % (change.type.encode(), shape.watched(record, first))

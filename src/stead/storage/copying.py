@@ -25,17 +25,23 @@ def copy_disk(source: Path, target: Path, on_share: Callable[[float], None] | No
         stack.callback(os.close, read)
         write = os.open(target, os.O_RDWR | os.O_NOFOLLOW)
         stack.callback(os.close, write)
-        size = os.fstat(read).st_size
-        try:
-            fcntl.ioctl(write, _FICLONE, read)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS):
-                raise
-            os.ftruncate(write, 0)
-            os.ftruncate(write, size)
-            _copy_data(read, write, size, tell)
+        copy_open_disk(read, write, tell)
         os.fsync(write)
         tell(1.0)
+
+
+def copy_open_disk(read: int, write: int, tell: Callable[[float], None]) -> None:
+    """The same between two open descriptors, without waiting until it is on the medium."""
+    size = os.fstat(read).st_size
+    os.ftruncate(write, size)
+    try:
+        fcntl.ioctl(write, _FICLONE, read)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(write, 0)
+        os.ftruncate(write, size)
+        _copy_data(read, write, size, tell)
 
 
 def _copy_data(read: int, write: int, size: int, tell: Callable[[float], None]) -> None:

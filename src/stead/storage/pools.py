@@ -58,6 +58,8 @@ class VolumeSpec(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     file: str = ""
     format: str = "raw"
+    #: kept as it is, and never to grow
+    snapshot: bool = False
 
 
 class Volume(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +74,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     #: the file was there before and stays when the volume goes
     adopted: bool = False
+    snapshot: bool = False
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -93,6 +96,7 @@ class _Record(msgspec.Struct, kw_only=True):
     #: name in the pool's folder, "" for `<uid>/disk.img`
     file: str = ""
     adopted: bool = False
+    snapshot: bool = False
     #: what the guest sees of a qcow2; a raw disk's length says it itself
     virtual_bytes: int = 0
 
@@ -153,7 +157,7 @@ class Pool:
         size = info.st_size if record.format == "raw" else record.virtual_bytes
         return Volume(uid=volume_uid, path=path, format=record.format, size_bytes=size,
                       allocated_bytes=info.st_blocks * 512, namespace=record.namespace, name=record.name,
-                      adopted=record.adopted)  # fmt: skip
+                      adopted=record.adopted, snapshot=record.snapshot)  # fmt: skip
 
     def volumes(self) -> list[Volume]:
         """All complete volumes, by uid."""
@@ -172,7 +176,7 @@ class Pool:
             system.f_blocks * system.f_frsize,
             system.f_bavail * system.f_frsize,
             sum(v.allocated_bytes for v in volumes),
-            sum(v.size_bytes for v in volumes),
+            sum(v.allocated_bytes if v.snapshot else v.size_bytes for v in volumes),
         )
 
     def create(self, spec: VolumeSpec) -> Volume:
@@ -190,7 +194,7 @@ class Pool:
             raise PoolError("Invalid", f"volume {spec.uid} must be larger than {spec.size_bytes} bytes")
         partial = self._partial(spec.uid)
         record = _record_of(spec)
-        with self._locked(), _clear_errors(f"volume {spec.uid} cannot be made in pool {self.name}"):
+        with self._locked(), clear_errors(f"volume {spec.uid} cannot be made in pool {self.name}"):
             self._check_free(spec.file)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(mode=0o700)
@@ -244,7 +248,7 @@ class Pool:
         (empty) disk would stand there, and must not be taken for this one.
         """
         partial, folder = self._partial(volume_uid), self._folder(volume_uid)
-        with self._locked(), _clear_errors(f"volume {volume_uid} cannot be completed in pool {self.name}"):
+        with self._locked(), clear_errors(f"volume {volume_uid} cannot be completed in pool {self.name}"):
             if folder.exists():
                 raise PoolError("Exists", f"volume {volume_uid} is already in pool {self.name}")
             if filled >= 0 and os.fstat(filled).st_ino != (partial / DISK).lstat().st_ino:
@@ -271,7 +275,7 @@ class Pool:
         self.check_adoptable(spec.file)
         record = _record_of(spec, adopted=True, virtual_bytes=virtual_bytes)
         partial, folder = self._partial(spec.uid), self._folder(spec.uid)
-        with self._locked(), _clear_errors(f"file {spec.file} cannot be adopted in pool {self.name}"):
+        with self._locked(), clear_errors(f"file {spec.file} cannot be adopted in pool {self.name}"):
             self._check_unclaimed(spec.file)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(mode=0o711)
@@ -295,7 +299,7 @@ class Pool:
         """Copy a file of the pool's folder that is nobody's volume to `target`, which must not exist. PoolError."""
         path = self.check_adoptable(file)
         self._check_unclaimed(file)
-        with _clear_errors(f"file {file} of pool {self.name} cannot be copied"), contextlib.ExitStack() as stack:
+        with clear_errors(f"file {file} of pool {self.name} cannot be copied"), contextlib.ExitStack() as stack:
             source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             stack.callback(os.close, source)
             if os.fstat(source).st_size > limit_bytes:
@@ -332,7 +336,7 @@ class Pool:
         made = folder / DISK
         if record.adopted or not made.exists():
             return
-        with self._locked(), _clear_errors(f"volume {record.uid} cannot be named {record.file} in pool {self.name}"):
+        with self._locked(), clear_errors(f"volume {record.uid} cannot be named {record.file} in pool {self.name}"):
             path = self._named(record.file)
             try:
                 os.link(made, path, follow_symlinks=False)
@@ -358,7 +362,7 @@ class Pool:
     def delete(self, volume_uid: str) -> None:
         """Remove a volume for good; nothing there is fine."""
         folder, doomed = self._folder(volume_uid), self.path / f".gone-{volume_uid}"
-        with self._locked(), _clear_errors(f"volume {volume_uid} cannot be removed from pool {self.name}"):
+        with self._locked(), clear_errors(f"volume {volume_uid} cannot be removed from pool {self.name}"):
             shutil.rmtree(doomed, ignore_errors=True)
             with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
                 record = msgspec.json.decode((folder / "volume.json").read_bytes(), type=_Record)
@@ -376,19 +380,22 @@ class Pool:
 
         The source must not be written meanwhile. `on_share` is called with 0.0..1.0 and may raise to give up.
         """
-        if source.format != "raw":
-            raise PoolError("Invalid", f"volume {source.uid} is kept as {source.format} and cannot be cloned yet")
         if spec.size_bytes < source.size_bytes:
             raise PoolError(
                 "TooSmall",
                 "target resources requests storage size is smaller than the source "
                 f"({spec.size_bytes} < {source.size_bytes})",
             )
-        path = self.begin(spec)
+        raw = source.format == "raw"
+        # what is kept as qcow2 stays one, and as large as it is
+        path = self.begin(
+            spec if raw else msgspec.structs.replace(spec, format=source.format, size_bytes=source.size_bytes)
+        )
         try:
-            with _clear_errors(f"volume {source.uid} cannot be cloned to {spec.uid} in pool {self.name}"):
+            with clear_errors(f"volume {source.uid} cannot be cloned to {spec.uid} in pool {self.name}"):
                 copy_disk(source.path, path, on_share)
-                os.truncate(path, spec.size_bytes)
+                if raw:
+                    os.truncate(path, spec.size_bytes)
             return self.publish(spec.uid)
         except BaseException:
             self.discard(spec.uid)
@@ -403,7 +410,7 @@ class Pool:
             raise PoolError(
                 "TooSmall", f"volume {volume_uid} cannot shrink from {volume.size_bytes} to {size_bytes} bytes"
             )
-        with self._locked(), _clear_errors(f"volume {volume_uid} cannot grow in pool {self.name}"):
+        with self._locked(), clear_errors(f"volume {volume_uid} cannot grow in pool {self.name}"):
             fd = os.open(volume.path, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 os.ftruncate(fd, size_bytes)
@@ -430,13 +437,13 @@ class Pool:
 def _record_of(spec: VolumeSpec, *, adopted: bool = False, virtual_bytes: int = 0) -> _Record:
     return _Record(
         uid=spec.uid, namespace=spec.namespace, name=spec.name, file=spec.file, format=spec.format, adopted=adopted,
-        virtual_bytes=virtual_bytes or (spec.size_bytes if spec.format != "raw" else 0),
+        snapshot=spec.snapshot, virtual_bytes=virtual_bytes or (spec.size_bytes if spec.format != "raw" else 0),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _clear_errors(what: str) -> Iterator[None]:
+def clear_errors(what: str) -> Iterator[None]:
     """An OSError as a PoolError that says what could not be done."""
     try:
         yield

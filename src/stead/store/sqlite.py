@@ -58,6 +58,33 @@ def _newer(tail: deque[Event], position: int) -> list[Event]:
     return list(itertools.islice(tail, len(tail) - count, None))
 
 
+#: revision, key, value (None = deleted), revision of its creation, revision that it replaces (0 = none)
+_Row = tuple[int, str, bytes | None, int, int]
+#: rows of one statement
+_ROWS = 500
+
+
+def _insert(connection: sqlite3.Connection, rows: list[_Row]) -> list[Event]:
+    """Insert rows; the events they are.
+
+    In few statements: Python gives up its lock for each, and gets it back late while the event loop is busy.
+    """
+    known = {revision: value for revision, _, value, _, _ in rows}
+    before = [replaces for *_, replaces in rows if replaces and replaces not in known]
+    for start in range(0, len(before), _ROWS):
+        part = before[start : start + _ROWS]
+        query = f"SELECT revision, value FROM log WHERE revision IN ({','.join('?' * len(part))})"  # noqa: S608 - marks
+        known.update(connection.execute(query, part).fetchall())
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        marks = ",".join(["(?,?,?,?,?)"] * len(some))
+        statement = f"INSERT INTO log (revision, key, value, created, replaces) VALUES {marks}"  # noqa: S608 - marks
+        connection.execute(statement, [item for row in some for item in row])
+    return [
+        Event(revision, key, value, known[replaces] if replaces else None) for revision, key, value, _, replaces in rows
+    ]
+
+
 class SqliteStore:
     """`store.contract.Store` on a file. Create it with `await SqliteStore.open(path)`."""
 
@@ -219,23 +246,24 @@ class SqliteStore:
     def _commit_group(self, group: list[_Pending]) -> None:
         """One transaction for all of `group`; a compare that fails refuses only its own commit."""
         changed: dict[str, _Position | None] = {}
-        events: list[Event] = []
+        rows: list[_Row] = []
         answers: list[tuple[asyncio.Future[int], int | Exception]] = []
         revision = self._revision
+        for pending in group:
+            refused = self._refusal(pending.writes, changed, revision)
+            if refused is not None:
+                answers.append((pending.done, refused))
+                continue
+            for write in pending.writes:
+                row = self._row(revision + 1, write, changed)
+                if row is not None:
+                    revision += 1
+                    rows.append(row)
+            answers.append((pending.done, revision))
         connection = self._write_connection
         try:
             connection.execute("BEGIN IMMEDIATE")
-            for pending in group:
-                refused = self._refusal(pending.writes, changed, revision)
-                if refused is not None:
-                    answers.append((pending.done, refused))
-                    continue
-                for write in pending.writes:
-                    event = self._append(connection, revision + 1, write, changed)
-                    if event is not None:
-                        revision += 1
-                        events.append(event)
-                answers.append((pending.done, revision))
+            events = _insert(connection, rows)
             connection.execute("COMMIT")
         except (sqlite3.Error, OSError) as error:
             with contextlib.suppress(sqlite3.Error):
@@ -263,25 +291,15 @@ class SqliteStore:
                 return Conflict(write.key, actual, revision)
         return None
 
-    def _append(
-        self, connection: sqlite3.Connection, revision: int, write: Put | Delete, changed: dict[str, _Position | None]
-    ) -> Event | None:
-        """Insert the row of one write; None when it deletes a key that is absent (nothing to record)."""
+    def _row(self, revision: int, write: Put | Delete, changed: dict[str, _Position | None]) -> _Row | None:
+        """The row of one write; None when it deletes a key that is absent (nothing to record)."""
         position = changed[write.key] if write.key in changed else self._index.get(write.key)
         if position is None and isinstance(write, Delete):
             return None
-        previous = None
-        if position is not None:
-            row = connection.execute("SELECT value FROM log WHERE revision = ?", (position.mod,)).fetchone()
-            previous = row[0]
         value = write.value if isinstance(write, Put) else None
         created = position.created if position else revision
-        connection.execute(
-            "INSERT INTO log (revision, key, value, created, replaces) VALUES (?, ?, ?, ?, ?)",
-            (revision, write.key, value, created, position.mod if position else 0),
-        )
         changed[write.key] = _Position(revision, created) if value is not None else None
-        return Event(revision, write.key, value, previous)
+        return revision, write.key, value, created, position.mod if position else 0
 
     def _tell(self, events: list[Event], answers: list[tuple[asyncio.Future[int], int | Exception]]) -> None:
         def on_loop() -> None:

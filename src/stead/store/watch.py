@@ -16,7 +16,7 @@ import bisect
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 import structlog
@@ -31,6 +31,8 @@ RING = 10_000
 RING_BYTES = 16 * 1024 * 1024
 #: Events that may wait for one subscriber before it is closed.
 QUEUE = 4_096
+#: Subscribers that are told before others get their turn on the loop.
+_TOLD_AT_ONCE = 64
 #: How long history is kept in the store before it is compacted, seconds (etcd's default in kube-apiserver).
 HISTORY_SECONDS = 300.0
 
@@ -58,9 +60,11 @@ class Subscription:
         self._wake = asyncio.Event()
         self._ended = False
         self._overrun = False
+        #: called once for each batch of events, before a waiting task would be woken: True = the queue is dealt with
+        self.listener: Callable[[], bool] | None = None
 
     def offer(self, event: Event) -> None:
-        """Called by the cache: take the event, or mark the subscriber as overrun."""
+        """Called by the cache: take the event, or mark the subscriber as overrun. `notify` follows."""
         if event.revision <= self._after:
             return
         if len(self._queue) >= QUEUE:
@@ -69,7 +73,11 @@ class Subscription:
             self._queue.clear()
         elif not self._ended:
             self._queue.append(event)
-        self._wake.set()
+
+    def notify(self) -> None:
+        """Called by the cache after a batch: tell whoever follows."""
+        if self._ended or self.listener is None or not self.listener():
+            self._wake.set()
 
     def close(self) -> None:
         """End the iteration after what is queued has been delivered."""
@@ -97,6 +105,10 @@ class Subscription:
         if not self._queue and not self._ended:
             self._wake.clear()
             await self._wake.wait()
+
+    def peek(self) -> list[Event]:
+        """All queued events; they stay queued."""
+        return list(self._queue)
 
     def take(self) -> list[Event]:
         """All queued events at once, without waiting."""
@@ -248,10 +260,16 @@ class Cache:
     async def _follow(self, after: int) -> None:
         try:
             async for batch in self.store.watch(after):
+                told: dict[Subscription, None] = {}
                 for event in batch:
-                    self._apply(event)
+                    self._apply(event, told)
+                # Who waits for the revision is answered first: what follows may be a thousand watchers.
                 self._arrived.set()
                 self._arrived = asyncio.Event()
+                for at, subscription in enumerate(told, 1):
+                    subscription.notify()
+                    if at % _TOLD_AT_ONCE == 0:
+                        await asyncio.sleep(0)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -263,7 +281,7 @@ class Cache:
         await self._broken.wait()
         raise StoreFailure(f"the store can no longer be followed: {self._failed}") from self._failed
 
-    def _apply(self, event: Event) -> None:
+    def _apply(self, event: Event, told: dict[Subscription, None]) -> None:
         collection = self._collection(collection_of(event.key))
         known = collection.entries.get(event.key)
         if event.value is not None:
@@ -280,6 +298,7 @@ class Cache:
             for subscription in collection.subscriptions:
                 if event.key.startswith(subscription.prefix):
                     subscription.offer(event)
+                    told[subscription] = None
             collection.subscriptions = [kept for kept in collection.subscriptions if not kept.ended]
 
     def _remember(self, event: Event) -> None:

@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from stead.kinds import register
 from stead.server.admission import (
     rules_cdi,
+    rules_clone,
     rules_instance,
     rules_instancetype,
     rules_machine,
     rules_migration,
+    rules_snapshot,
     rules_update,
 )
 from stead.server.admission.cluster import Cluster, cluster_from_lookup
@@ -65,6 +67,11 @@ def admit(request: AdmissionRequest, lookup: Lookup) -> tuple[Json, list[str]]:
     if kind == register.VIRTUAL_MACHINE_INSTANCE.kind:
         return _admit_instance(request, cluster), []
     findings = Findings()
+    if kind == register.MACHINE_CLONE.kind and not request.subresource:
+        made = rules_clone.clone_with_defaults(request.obj)
+        rules_clone.check_clone(made, request.old, lookup, findings)
+        findings.refuse_if_any()
+        return made, []
     if kind in _PREFERENCES:
         rules_instancetype.check_preference(request.obj.get("spec") or {}, findings)
     elif request.subresource:
@@ -79,8 +86,25 @@ def admit(request: AdmissionRequest, lookup: Lookup) -> tuple[Json, list[str]]:
         rules_cdi.check_data_source(request.obj, findings)
     elif kind == register.DATA_IMPORT_CRON.kind:
         rules_cdi.check_import_cron(request.obj, request.old, findings)
+    else:
+        _check_copies(request, lookup, findings)
     findings.refuse_if_any()
     return request.obj, warnings_of(request.obj)
+
+
+def _check_copies(request: AdmissionRequest, lookup: Lookup, findings: Findings) -> None:
+    """Snapshots, restores and exports."""
+    kind = request.resource.kind
+    if kind == register.MACHINE_SNAPSHOT.kind:
+        rules_snapshot.check_snapshot(request.obj, request.old, lookup, findings)
+    elif kind == register.MACHINE_RESTORE.kind:
+        rules_snapshot.check_restore(request.obj, request.old, lookup, request.namespace, findings)
+    elif kind == register.MACHINE_EXPORT.kind:
+        rules_clone.check_export(request.obj, request.old, findings)
+    elif kind == register.VOLUME_SNAPSHOT.kind:
+        rules_snapshot.check_volume_snapshot(request.obj, request.old, findings)
+    elif kind == register.VOLUME_SNAPSHOT_CLASS.kind:
+        rules_snapshot.check_volume_snapshot_class(request.obj, findings)
 
 
 def _admit_machine(request: AdmissionRequest, cluster: Cluster) -> tuple[Json, list[str]]:

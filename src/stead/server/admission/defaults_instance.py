@@ -7,9 +7,8 @@ which the caller passes.
 
 from __future__ import annotations
 
-import copy
-
 from stead.kube import quantity
+from stead.kube.encoding import own_copy
 from stead.server.admission import defaults_spec
 from stead.server.admission.cluster import Cluster
 from stead.server.admission.contract import Json
@@ -29,7 +28,7 @@ _MOST_VCPUS = 512
 
 def instance_with_defaults(instance: Json, cluster: Cluster, now: str) -> Json:
     """A new instance as it is stored on creation. `now` is an RFC 3339 time."""
-    made: Json = copy.deepcopy(instance)
+    made: Json = own_copy(instance)
     spec: Json = made.setdefault("spec", {})
     defaults_spec.fill_spec(spec, cluster)
     fill_instance_spec(spec, cluster)

@@ -8,10 +8,10 @@ Nothing at all happens to a machine that is being deleted. Returns new objects. 
 
 from __future__ import annotations
 
-import copy
 import uuid
 
 from stead.kinds import register
+from stead.kube.encoding import own_copy
 from stead.server.admission.cluster import Cluster
 from stead.server.admission.contract import Json
 from stead.server.admission.defaults_instance import PCI_TOPOLOGY, PCI_TOPOLOGY_LATEST, supports_pci_topology
@@ -23,7 +23,7 @@ _ARCHITECTURE_LABEL = "template.kubevirt.io/architecture"
 
 def machine_with_defaults(machine: Json, old: Json | None, cluster: Cluster, namespace: str) -> Json:
     """A new machine as it is stored. `old` is None on creation. Raises 422 and 400 for matchers that cannot hold."""
-    made: Json = copy.deepcopy(machine)
+    made: Json = own_copy(machine)
     if (made.get("metadata") or {}).get("deletionTimestamp"):
         return made
     refuse_matchers(made["spec"], (old or {}).get("spec"))

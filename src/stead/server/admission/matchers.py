@@ -7,13 +7,13 @@ recordings `vm-infer-*`, `vm-matcher-*`). Pure.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import msgspec
 
 from stead.kinds import register
 from stead.kinds.resource import Resource
+from stead.kube.encoding import own_copy
 from stead.server.admission.cluster import Cluster
 from stead.server.admission.contract import Json, Lookup
 from stead.server.admission.findings import NOT_FOUND, NOT_SUPPORTED, Findings, bad_request
@@ -114,7 +114,7 @@ def infer_matchers(spec: Json, cluster: Cluster, namespace: str) -> Json:
 
     Raises a 400 if nothing can be inferred and the policy is not Ignore.
     """
-    made = copy.deepcopy(spec)
+    made: Json = own_copy(spec)
     for matched in BOTH:
         matcher = made.get(matched.field)
         if not matcher or not matcher.get("inferFromVolume"):

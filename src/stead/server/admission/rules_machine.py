@@ -7,8 +7,7 @@ shared defaults filled in, on a copy; what is stored stays as it was. Texts are 
 
 from __future__ import annotations
 
-import copy
-
+from stead.kube.encoding import own_copy
 from stead.server.admission import defaults_spec, matchers, rules_compute, rules_instance, rules_instancetype
 from stead.server.admission.cluster import Cluster
 from stead.server.admission.contract import Json
@@ -49,7 +48,7 @@ def _expanded_template(machine: Json, cluster: Cluster, namespace: str) -> Json:
 
     What cannot be found is passed over: a machine may be made before its instancetype (note 20).
     """
-    spec: Json = copy.deepcopy(machine["spec"]["template"].get("spec") or {})
+    spec: Json = own_copy(machine["spec"]["template"].get("spec") or {})
     instancetype = matchers.find_matched(machine, matchers.INSTANCETYPE, cluster.lookup, namespace)
     preference = matchers.find_matched(machine, matchers.PREFERENCE, cluster.lookup, namespace)
     if instancetype is not None or preference is not None:

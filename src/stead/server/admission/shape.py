@@ -7,10 +7,10 @@ vanish, `resources` and `devices` always stand there, quantities are canonical (
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from stead.kube import quantity
+from stead.kube.encoding import own_copy
 from stead.server.admission.contract import Json
 
 #: optional strings that the encoder drops when empty, as (list, key)
@@ -19,7 +19,7 @@ _DROPPED_WHEN_EMPTY = (("tolerations", "key"),)
 
 def settled_spec(spec: Json) -> Json:
     """A new instance spec in canonical shape; the input is left alone."""
-    settled: Json = _without_empty_lists(copy.deepcopy(spec))
+    settled: Json = _without_empty_lists(own_copy(spec))
     domain = settled.setdefault("domain", {})
     if not isinstance(domain, dict):
         return settled
