@@ -84,6 +84,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pools: tuple[Pool, ...] = ()
     #: folders below which `hostDisk` volumes (feature gate HostDisk) may name files; none = such volumes are refused
     host_disk_roots: tuple[Path, ...] = ()
+    #: folders below which backup repositories may lie; none = `backups` in `state_dir`
+    backup_roots: tuple[Path, ...] = ()
     #: networks that importers may reach although they are loopback, link-local or Stead's own
     importer_allowed_networks: tuple[str, ...] = ()
     #: registries (host or host:port) used although they speak plain HTTP or show a certificate that nobody vouches for
@@ -155,6 +157,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def secrets_key(self) -> Path:
         """The file with the keys that seal Secrets."""
         return Path(self.secrets_key_file) if self.secrets_key_file else self.plane_dir / "pki" / "secrets.key"
+
+    @property
+    def all_backup_roots(self) -> tuple[Path, ...]:
+        """Folders below which backup repositories may lie."""
+        return self.backup_roots or (self.state_dir / "backups",)
 
     @property
     def secrets_key_source(self) -> tuple[Path, tuple[str, ...], str]:
@@ -260,9 +267,10 @@ def _check(settings: Settings) -> None:
     for name in ("state_dir", "run_dir"):
         if not getattr(settings, name).is_absolute():
             raise ConfigError(f"{name} must be an absolute path, not {getattr(settings, name)}")
-    for root in settings.host_disk_roots:
-        if not root.is_absolute() or ".." in root.parts:
-            raise ConfigError(f"host_disk_roots: {root} is not an absolute path without '..'")
+    for name in ("host_disk_roots", "backup_roots"):
+        for root in getattr(settings, name):
+            if not root.is_absolute() or ".." in root.parts:
+                raise ConfigError(f"{name}: {root} is not an absolute path without '..'")
     try:
         network = ipaddress.ip_network(settings.pod_cidr)
         for allowed in settings.importer_allowed_networks:

@@ -201,6 +201,7 @@ def _policy(settings: Settings) -> Policy:
 async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
     """Network, pools, hypervisor, machines; returns when `stopping` is set. Guests go on running."""
     from stead.agent.agent import Agent, AgentDeps
+    from stead.agent.backup_places import Places
     from stead.agent.exports import Exports
     from stead.agent.machine import Machine
     from stead.agent.neighbours import Neighbours
@@ -287,6 +288,9 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
                 pod_networks=network,
                 uploads=volumes,
                 exports=Exports(pools.values(), uses_disk),
+                backup_places=Places(
+                    client, settings.all_backup_roots, settings.agent_dir / "backup-cache", _policy(settings)
+                ),
                 tls=tls,
                 peer_tls=peer_tls,
                 migration_keys=keys,

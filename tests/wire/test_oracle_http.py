@@ -106,9 +106,30 @@ class World:
             started = obj.get("spec", {}).get("runStrategy") in ("Always", "RerunOnFailure", "Once")
             if obj["kind"] == "VirtualMachine" and started:
                 await self.start(obj["metadata"]["name"])
+        await self.backups()
         odd = {"cpu": {"guest": 3}, "memory": {"guest": "1Gi"}}
         kind = {"apiVersion": "instancetype.kubevirt.io/v1beta1", "kind": "VirtualMachineInstancetype"}
         await self.make({**kind, "metadata": {"name": "odd-3"}, "spec": odd})
+
+    async def backups(self) -> None:
+        """What the area `gates` finds there: a tracker, and a backup that waits for its machine."""
+        path = "/apis/kubevirt.io/v1/namespaces/kubevirt/kubevirts/kubevirt"
+        headers = {"Content-Type": "application/merge-patch+json", "Impersonate-User": CONTROLLER}
+        headers["Impersonate-Group"] = "system:masters"
+        gate = {"configuration": {"developerConfiguration": {"featureGates": ["IncrementalBackup"]}}}
+        await self.send("PATCH", path, {"spec": gate}, headers)
+        kind = {"apiVersion": "backup.kubevirt.io/v1alpha1", "metadata": {"namespace": "ora"}}
+        source = {"apiGroup": "kubevirt.io", "kind": "VirtualMachine", "name": "vm-halted"}
+        for name, item in (("t1", "VirtualMachineBackupTracker"), ("real-bk", "VirtualMachineBackup")):
+            spec = {"source": source} | ({"pvcName": "data-claim"} if name == "real-bk" else {})
+            await self.make({**kind, "kind": item, "metadata": {"name": name, "namespace": "ora"}, "spec": spec})
+        text = "vm vm-halted is not running, cannot do backup"
+        waits = {"type": "Progressing", "status": "True", "reason": "Initializing", "message": text}
+        status = {"conditions": [{**waits, "lastTransitionTime": "2026-04-01T00:00:00Z"}]}
+        backup = "/apis/backup.kubevirt.io/v1alpha1/namespaces/ora/virtualmachinebackups/real-bk/status"
+        code, answer, _ = await self.send("PATCH", backup, {"status": status}, headers)
+        assert code == 200, answer
+        await self.send("PATCH", path, {"spec": {"configuration": None}}, headers)
 
     async def run_instances(self) -> None:
         """The state of `subresources-running`: instances faked running on node n1."""

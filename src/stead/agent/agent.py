@@ -22,6 +22,8 @@ import structlog
 from stead.agent import bringup, metrics
 from stead.agent import vmi as reading
 from stead.agent.arrivals import Arrivals
+from stead.agent.backup_places import Places
+from stead.agent.backups import Backups
 from stead.agent.disks import Disks
 from stead.agent.host import HostReporter
 from stead.agent.lookups import Lookups
@@ -69,6 +71,8 @@ class AgentDeps(msgspec.Struct, frozen=True, kw_only=True):
     #: for calls to agents of other hosts, and the keys that hypervisors use; None = no machine is migrated
     peer_tls: ssl.SSLContext | None = None
     migration_keys: MigrationKeys | None = None
+    #: opens the repositories of backups; None = this host makes none
+    backup_places: Places | None = None
     #: further tasks that live as long as the agent (the volume worker), each run until cancelled
     companions: tuple[Callable[[], Awaitable[None]], ...] = ()
 
@@ -103,7 +107,11 @@ class Agent:
         for folder in (settings.machines_dir, settings.run_dir, self.shop.sockets_dir, settings.state_dir):
             await asyncio.to_thread(_make_passable, folder)
         self.port = await self.server.open(settings.agent_address, settings.agent_port, self._deps.tls)
-        for work in (self.host.run, self._work, *self._deps.companions):
+        companions = self._deps.companions
+        if self._deps.backup_places is not None:
+            backups = Backups(self._deps.client, self.shop, self.machine, self._deps.backup_places)
+            companions = (*companions, backups.run)
+        for work in (self.host.run, self._work, *companions):
             self._background.append(asyncio.create_task(_forever(work), name=f"agent {work.__qualname__}"))
 
     async def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from stead.agent import paths
+from stead.agent import paths, tracking
 from stead.agent import vmi as reading
 from stead.agent.disks import Owner, Take, together
 from stead.agent.plan import HostSide, field_path, machine_from, memory_overhead
@@ -55,6 +55,7 @@ async def prepare(shop: Workshop, vmi: Object, *, standby: bool = False) -> Prep
     except BaseException:
         await shop.nets.release(reading.uid(vmi))
         raise
+    volumes = await tracking.prepare(vmi, volumes, places.persistent, owner.ids)
     return Prepared(
         uid=places.number, gid=places.number, directory=str(places.directory), run_dir=str(places.run_dir),
         volumes=volumes, nics=ports.nics, addresses=ports.addresses, kernel=kernel, acpi_tables=tables,
@@ -113,6 +114,7 @@ async def release(shop: Workshop, uid: str, prepared: Prepared | None) -> None:
     await shop.nets.release(uid)
     shop.disks_in_use.free(uid)
     if prepared is not None:
+        await asyncio.to_thread(tracking.note_end, prepared)
         await asyncio.to_thread(_take_back_disks, shop, prepared)
     await asyncio.to_thread(paths.remove_tree, shop.sockets_dir, uid)
     await asyncio.to_thread(shop.records.remove, uid)

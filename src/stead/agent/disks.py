@@ -96,6 +96,10 @@ class Disks:
         """Folders under which disks of claims lie."""
         return self._materials.roots()
 
+    async def volume(self, pool: str, volume: str) -> File:
+        """The disk behind a volume handle. LookupError, OSError when it is not on this host."""
+        return await self._materials.volume(pool, volume)
+
     async def prepare(self, vmi: Object, owner: Owner, take: Take) -> tuple[PreparedVolume, ...]:
         """All volumes, in the VMI's order. Safe to call again: what exists and must persist is kept."""
         making = []

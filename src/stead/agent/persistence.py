@@ -57,7 +57,8 @@ class Persistence:
 
     def prepare(self, vmi: Object, uid: int, gid: int) -> str:
         """The folder for this instance, its files given to `uid:gid`; "" when nothing of it is to outlive it."""
-        if not (reading.has_persistent_efi(vmi) or reading.has_persistent_tpm(vmi)):
+        kept = reading.has_persistent_efi(vmi) or reading.has_persistent_tpm(vmi) or reading.tracks_changes(vmi)
+        if not kept:
             return ""
         owner = owner_of(vmi)
         folder = paths.make_directory(self.root, owner.uid, mode=0o711)

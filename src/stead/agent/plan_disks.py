@@ -72,9 +72,9 @@ def _disk(entry: Object, index: int, prepared: Prepared) -> Disk:
     read_only = bool(target.get("readonly")) or kind == "cdrom" or _is_held_read_only(volume, bus)
     return Disk(
         name=entry["name"],
-        path=volume.path if volume else "",
-        format=volume.format if volume else "raw",
-        source=volume.source if volume else "file",
+        path=(volume.tracking or volume.path) if volume else "",
+        format=("qcow2" if volume.tracking else volume.format) if volume else "raw",
+        source=("file" if volume.tracking else volume.source) if volume else "file",
         device=kind,
         bus=bus,
         read_only=read_only,
@@ -87,6 +87,8 @@ def _disk(entry: Object, index: int, prepared: Prepared) -> Disk:
         dedicated_io_thread=bool(entry.get("dedicatedIOThread")),
         base=volume.base if volume else "",
         base_format=volume.base_format if volume else "",
+        data_file=volume.path if volume and volume.tracking else "",
+        data_source=volume.source if volume else "file",
         logical_block_size=logical,
         physical_block_size=int(block.get("physical") or logical),
         pci_address=str(target.get("pciAddress") or ""),

@@ -57,6 +57,8 @@ class PreparedVolume(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     volume_mode: str = "Filesystem"
     #: other hosts see the same file
     shared: bool = False
+    #: a qcow2 beside the raw disk that records which blocks change; "" = none
+    tracking: str = ""
 
 
 class PreparedKernel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

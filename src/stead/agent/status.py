@@ -88,6 +88,8 @@ def status_from(view: View) -> Object:
             status.setdefault("kernelBootStatus", {})
     if view.observed is not None and view.observed.machine_type:
         status["machine"] = {"type": view.observed.machine_type}
+    if view.prepared is not None and reading.tracks_changes(view.vmi) and status["phase"] == "Running":
+        status["changedBlockTracking"] = {**status["changedBlockTracking"], "state": "Enabled"}
     sockets, cores, threads = reading.topology(view.vmi)
     status.setdefault("currentCPUTopology", {"sockets": sockets, "cores": cores, "threads": threads})
     if view.guest is not None:
@@ -241,6 +243,11 @@ def _binds_to_host(vmi: Object, prepared: Prepared) -> tuple[str, str] | None:
             return "DisksNotLiveMigratable", (
                 f"cannot migrate VMI: PVC {volume.claim} is not shared, live migration requires that all PVCs must be "
                 "shared (using ReadWriteMany access mode)"
+            )
+        if volume.tracking:
+            return (
+                "DisksNotLiveMigratable",
+                f"cannot migrate VMI: changed blocks of {volume.name} are kept on this host",
             )
         if volume.kind == "ephemeral":
             return "DisksNotLiveMigratable", f"cannot migrate VMI: the base of volume {volume.name} is not shared"

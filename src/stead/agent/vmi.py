@@ -103,6 +103,11 @@ def logs_serial_console(vmi: Object) -> bool:
     return has_serial_console(vmi) and bool(devices(vmi).get("logSerialConsole"))
 
 
+def tracks_changes(vmi: Object) -> bool:
+    """Which blocks of its disks change is to be recorded, for incremental backups."""
+    return (status(vmi).get("changedBlockTracking") or {}).get("state") in ("Initializing", "Enabled")
+
+
 def has_persistent_efi(vmi: Object) -> bool:
     """UEFI's variables outlive the instance."""
     loader = (domain(vmi).get("firmware") or {}).get("bootloader") or {}

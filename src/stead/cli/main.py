@@ -49,6 +49,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "events": ("resources", "events"),
         "convert": ("convert", "convert"),
         "image": ("images", "image"),
+        "backup": ("backup", "backup"),
     },
     "Access": {
         "login": ("login", "login"),

@@ -20,6 +20,7 @@ import structlog
 from stead.client.informer import Key, key_of
 from stead.controllers import machine_build as build
 from stead.controllers import machine_status as state
+from stead.controllers import tracking
 from stead.controllers.conditions import (
     annotations_of,
     controller_of,
@@ -46,11 +47,13 @@ from stead.controllers.writes import (
 )
 from stead.kinds.apply_instancetype import apply, apply_annotations, complete_devices, conflict_message
 from stead.kinds.register import (
+    BACKUP_SCHEDULE,
     CONTROLLER_REVISION,
     DATA_VOLUME,
     KUBEVIRT,
     MACHINE_RESTORE,
     MACHINE_SNAPSHOT,
+    NAMESPACE,
     PERSISTENT_VOLUME_CLAIM,
     VIRTUAL_MACHINE,
     VIRTUAL_MACHINE_INSTANCE,
@@ -141,6 +144,7 @@ class Machines:
         self._revisions = of(CONTROLLER_REVISION)
         self._settings = of(KUBEVIRT)
         self._snapshots, self._restores = of(MACHINE_SNAPSHOT), of(MACHINE_RESTORE)
+        self._namespaces, self._schedules = of(NAMESPACE), of(BACKUP_SCHEDULE)
         self._stopped: dict[Key, str] = {}  # uid of the instance that was last told to go, to tell it once
         self._revisions.add_index("owner", _owner_uids)
         self._vms.add_index("volume", _volume_names)
@@ -290,6 +294,8 @@ class Machines:
             return view, failure
         revision = build.start_revision(vm)
         made = build.instance(vm, spec, annotations, revision["metadata"]["name"], text_from_time(view.now))
+        if (asked := self._tracking(vm)) == tracking.INITIALIZING:
+            made["status"]["changedBlockTracking"] = {"state": asked}
         try:
             await create_if_absent(self._client, CONTROLLER_REVISION, revision)
             created = await self._client.create(VIRTUAL_MACHINE_INSTANCE, made)
@@ -330,6 +336,8 @@ class Machines:
         self, view: View, pins: Pins, failure: Failure | None, *, start_pending: bool, ask_start: bool = False
     ) -> Object:
         status = state.decide_status(view, pins.references, failure, start_pending=start_pending)
+        if found := tracking.state_of_machine(view.vm, view.vmi, self._tracking(view.vm)):
+            status["changedBlockTracking"] = {"state": found}
         if ask_start:
             status["stateChangeRequests"] = [{"action": "Start"}]
         namespace = view.vm["metadata"]["namespace"]
@@ -342,6 +350,11 @@ class Machines:
         else:
             status.pop("volumeSnapshotStatuses", None)
         return await write_status(self._client, VIRTUAL_MACHINE, view.vm, status)
+
+    def _tracking(self, vm: Object) -> str:
+        namespace = self._namespaces.get(None, vm["metadata"]["namespace"])
+        kubevirt = next(iter(self._settings.objects()), None)
+        return tracking.wanted(vm, namespace, kubevirt, list(self._schedules.objects()))
 
     async def _delete(self, vm: Object) -> float | None:
         """End the instance, wait until it is gone, let the VM go. Orphaned instances stay as they are."""

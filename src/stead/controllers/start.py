@@ -20,6 +20,7 @@ from stead.client.lease import LeaderElection, LeaseTerms
 from stead.client.queue import Backoff, QueueHooks
 from stead.controllers.addresses import Addresses
 from stead.controllers.aggregation import Aggregation
+from stead.controllers.backups import Backups, KubeVirtBackups, Schedules
 from stead.controllers.bootstrap import bootstrap
 from stead.controllers.classes import Classes
 from stead.controllers.clone import Clones
@@ -96,6 +97,9 @@ def all_controllers(world: World, options: ControllerOptions) -> list[Controller
         Clones(world).controller(),
         Exports(world, url=options.upload_url, ca=options.upload_ca).controller(),
         DataSources(world).controller(),
+        Backups(world).controller(),
+        Schedules(world).controller(),
+        KubeVirtBackups(world).controller(),
         ImportCrons(world).controller(),
         Classes(world).controller(),
         Aggregation(world).controller(),

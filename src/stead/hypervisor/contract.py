@@ -118,7 +118,8 @@ class Disk(Value, frozen=True):
     """A block device. `name` is the API's disk name and becomes the device alias; `path` is opened as `format`.
 
     `device` is disk, cdrom or lun; an empty `path` is an empty tray. `source` is file or block. `base` makes `path` an
-    overlay whose explicit base and format are given (the agent has made it).
+    overlay whose explicit base and format are given (the agent has made it). `data_file` makes `path` a qcow2 that
+    holds nothing but bitmaps of changed blocks: the guest's data lie, raw, in `data_file` (of kind `data_source`).
     """
 
     name: str
@@ -138,6 +139,8 @@ class Disk(Value, frozen=True):
     dedicated_io_thread: bool = False
     base: str = ""
     base_format: str = ""
+    data_file: str = ""
+    data_source: str = "file"
     logical_block_size: int = 0
     physical_block_size: int = 0
     pci_address: str = ""
@@ -345,4 +348,61 @@ class Hypervisor(Protocol):
 
     async def statistics(self, uid: str) -> dict[str, float]:
         """Counters by name: cpu_time_ns, memory_rss_bytes, balloon_bytes, block.<disk>.{rd,wr}_{bytes,reqs}, …"""
+        ...
+
+
+class BackupDisk(Value, frozen=True):
+    """A disk of a backup: its name (which is the export's too), and where what the guest overwrites meanwhile goes."""
+
+    name: str
+    scratch: str
+
+
+class BackupJob(Value, frozen=True):
+    """A frozen view of disks of a running machine, served over NBD on the unix socket `socket` (made there, 0600).
+
+    From `checkpoint` on, changes are recorded. `since` names an earlier one: each export then carries a bitmap
+    `BACKUP_BITMAP` of what changed since. Both "" = a view only.
+    """
+
+    disks: tuple[BackupDisk, ...]
+    socket: str
+    checkpoint: str = ""
+    since: str = ""
+
+
+#: name of the bitmap that an export carries
+BACKUP_BITMAP = "changed"
+
+
+class Checkpoint(Value, frozen=True):
+    """Since when changes are recorded. `record` is the driver's own text, with which it knows the checkpoint again."""
+
+    name: str
+    record: str
+
+
+class Backups(Protocol):
+    """What a driver may offer besides `Hypervisor`: frozen views of a running machine's disks, and what changed."""
+
+    async def begin_backup(self, uid: str, job: BackupJob) -> None:
+        """The view is that of the moment in this call; all disks at once. Busy beside another job, NotFound when
+        `since` is not known (any more): then only a view without it can be had.
+        """
+        ...
+
+    async def end_backup(self, uid: str) -> None:
+        """Let go of the view. No-op without one."""
+        ...
+
+    async def checkpoints(self, uid: str) -> tuple[Checkpoint, ...]:
+        """Oldest first."""
+        ...
+
+    async def restore_checkpoints(self, uid: str, known: tuple[Checkpoint, ...]) -> bool:
+        """After a start: know again what the disks have recorded. False when it is not all there: then nothing is."""
+        ...
+
+    async def delete_checkpoint(self, uid: str, name: str) -> None:
+        """What it recorded goes to the one before it. No-op when unknown."""
         ...

@@ -40,6 +40,8 @@ EmbeddedMetadata: TypeAlias = Annotated[
 
 #: set or replaced as a whole, never merged field by field
 ATOMIC = Meta(extra_json_schema={"x-kubernetes-map-type": "atomic"})
+#: the same for a list
+ATOMIC_LIST = Meta(extra_json_schema={"x-kubernetes-list-type": "atomic"})
 #: a list without duplicates, merged by value
 AS_SET = Meta(extra_json_schema={"x-kubernetes-list-type": "set"})
 #: the same for built-in kinds, whose strategic merge patch merges it too
@@ -85,6 +87,11 @@ def merged_by(key: str) -> Meta:
 def rule(expression: str, message: str) -> Meta:
     """A CEL rule over the field (`self`), and what is said when it is false."""
     return Meta(extra_json_schema={"x-kubernetes-validations": [{"rule": expression, "message": message}]})
+
+
+def rules(*pairs: tuple[str, str]) -> Meta:
+    """Several CEL rules over one field, in the order in which they are told."""
+    return Meta(extra_json_schema={"x-kubernetes-validations": [{"rule": r, "message": m} for r, m in pairs]})
 
 
 class Model(Struct, rename="camel", omit_defaults=True, kw_only=True):

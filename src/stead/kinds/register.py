@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from stead.kinds import (
+    backup,
     cdi,
     coordination,
     core,
@@ -473,6 +474,85 @@ ADDRESS_CLAIM = _custom(
     ),
 )
 
+_BACKUP_GROUP = "backup.kubevirt.io"
+_SOURCE_COLUMNS = (
+    Column("SourceKind", "string", ".spec.source.kind"),
+    Column("SourceName", "string", ".spec.source.name"),
+)
+VIRTUAL_MACHINE_BACKUP = _custom(
+    _BACKUP_GROUP,
+    "v1alpha1",
+    "VirtualMachineBackup",
+    "virtualmachinebackups",
+    backup.VirtualMachineBackup,
+    short_names=("vmbackup", "vmbackups"),
+    categories=("all",),
+    status_subresource=True,
+    columns=(
+        *_SOURCE_COLUMNS,
+        Column("Type", "string", ".status.type"),
+        Column("CheckpointName", "string", ".status.checkpointName"),
+    ),
+)
+VIRTUAL_MACHINE_BACKUP_TRACKER = _custom(
+    _BACKUP_GROUP,
+    "v1alpha1",
+    "VirtualMachineBackupTracker",
+    "virtualmachinebackuptrackers",
+    backup.VirtualMachineBackupTracker,
+    short_names=("vmbackuptracker", "vmbackuptrackers"),
+    categories=("all",),
+    status_subresource=True,
+    columns=(
+        *_SOURCE_COLUMNS,
+        Column("LatestCheckpoint", "string", ".status.latestCheckpoint.name"),
+        Column("CheckpointTime", "date", ".status.latestCheckpoint.creationTime"),
+    ),
+)
+BACKUP_REPOSITORY = _custom(
+    "stead.io",
+    "v1alpha1",
+    "BackupRepository",
+    "backuprepositories",
+    backup.BackupRepository,
+    columns=(
+        Column("Directory", "string", ".spec.directory.path"),
+        Column("Bucket", "string", ".spec.s3.bucket"),
+        AGE,
+    ),
+)
+BACKUP = _custom(
+    "stead.io",
+    "v1alpha1",
+    "Backup",
+    "backups",
+    backup.Backup,
+    status_subresource=True,
+    columns=(
+        Column("Machine", "string", ".spec.machine"),
+        Column("Phase", "string", ".status.phase"),
+        Column("Type", "string", ".status.type"),
+        Column("Point", "string", ".status.point", 1),
+        Column("Message", "string", ".status.message", 1),
+        AGE,
+    ),
+)
+BACKUP_SCHEDULE = _custom(
+    "stead.io",
+    "v1alpha1",
+    "BackupSchedule",
+    "backupschedules",
+    backup.BackupSchedule,
+    status_subresource=True,
+    columns=(
+        Column("Schedule", "string", ".spec.schedule"),
+        Column("Repository", "string", ".spec.repository"),
+        Column("Last", "date", ".status.lastScheduleTime"),
+        Column("Machines", "integer", ".status.machines"),
+        AGE,
+    ),
+)
+
 _AUTHZ, _AUTHN = "authorization.k8s.io", "authentication.k8s.io"
 SUBJECT_ACCESS_REVIEW = _builtin(
     _AUTHZ,
@@ -567,6 +647,11 @@ ALL: tuple[Resource, ...] = (
     CUSTOM_RESOURCE_DEFINITION,
     NETWORK_ATTACHMENT_DEFINITION,
     ADDRESS_CLAIM,
+    VIRTUAL_MACHINE_BACKUP,
+    VIRTUAL_MACHINE_BACKUP_TRACKER,
+    BACKUP_REPOSITORY,
+    BACKUP,
+    BACKUP_SCHEDULE,
     SUBJECT_ACCESS_REVIEW,
     SELF_SUBJECT_ACCESS_REVIEW,
     SELF_SUBJECT_RULES_REVIEW,

@@ -28,6 +28,8 @@ TARGET_LABEL = "kubevirt.io/migrationTargetNodeName"
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
 SOURCE = "stead.io/source"
 SNAPSHOT_HOST = "stead.io/host"
+#: on a Backup: the host that it was given to
+BACKUP_LABEL = "stead.io/host"
 
 #: finalizers that a host takes away when its work on an object is done
 OWN_FINALIZERS = frozenset({"kubevirt.io/foregroundDeleteVirtualMachine", "stead.io/volume", "stead.io/snapshot"})
@@ -88,6 +90,8 @@ class NodeGuard:
             annotations = ((found or {}).get("metadata") or {}).get("annotations") or {}
             fits = asked.verb == "patch" and annotations.get(SNAPSHOT_HOST) == host
             return _ALLOWED if fits else _no("only snapshots that were given to this host")
+        if asked.group == "stead.io" and plural in ("backups", "backuprepositories"):
+            return self._backups(host, asked, plural, subresource)
         if (asked.group, plural) == ("stead.io", "joins"):
             return _ALLOWED if asked.verb == "create" else _no("a host renews its certificate only")
         if asked.group == "":
@@ -137,6 +141,31 @@ class NodeGuard:
             return _ALLOWED
         return _no(f"the instance is not bound to host {host}")
 
+    def _backups(self, host: str, asked: Attributes, plural: str, subresource: str) -> Decision:
+        """Backups that were given to the host, the status of those, and the repositories that they name."""
+        if plural == "backuprepositories":
+            used = any(b["spec"]["repository"] == asked.name for b in self._own_backups(host, asked.namespace))
+            return _ALLOWED if asked.verb == "get" and used else _no("no backup of this host names the repository")
+        if asked.verb in ("list", "watch"):
+            label = f"{BACKUP_LABEL}={host}"
+            return _ALLOWED if asked.labels in (label, f"{BACKUP_LABEL}=={host}") else _no(f"only by the label {label}")
+        named = any(b["metadata"]["name"] == asked.name for b in self._own_backups(host, asked.namespace))
+        fits = asked.verb == "get" or (asked.verb in ("patch", "update") and subresource == "status")
+        return _ALLOWED if named and fits else _no(f"the backup is not given to host {host}")
+
+    def _own_backups(self, host: str, namespace: str) -> list[Object]:
+        found = self._registry.peek_all(register.BACKUP, namespace)
+        return [b for b in found if (b["metadata"].get("labels") or {}).get(BACKUP_LABEL) == host and not is_over(b)]
+
+    def _secrets_of_backups(self, host: str, namespace: str) -> set[str]:
+        """Keys and credentials of the repositories that unfinished backups of the host go to."""
+        names: set[str] = set()
+        for backup in self._own_backups(host, namespace):
+            repository = self._registry.peek(register.BACKUP_REPOSITORY, namespace, backup["spec"]["repository"])
+            spec = (repository or {}).get("spec") or {}
+            names |= {str(spec.get("keySecretName")), str((spec.get("s3") or {}).get("credentialsSecretName"))}
+        return names
+
     def _mine(self, host: str, namespace: str) -> list[Object]:
         """Instances in a namespace that are bound to the host."""
         found = self._registry.peek_all(register.VIRTUAL_MACHINE_INSTANCE, namespace)
@@ -165,6 +194,8 @@ class NodeGuard:
 
     def _is_referred_to(self, host: str, asked: Attributes, plural: str) -> bool:
         if any(asked.name in names_in(vmi, plural) for vmi in self._mine(host, asked.namespace)):
+            return True
+        if plural == "secrets" and asked.name in self._secrets_of_backups(host, asked.namespace):
             return True
         for claim in self._registry.peek_all(register.PERSISTENT_VOLUME_CLAIM, asked.namespace):
             annotations = claim["metadata"].get("annotations") or {}
@@ -202,11 +233,25 @@ class NodeGuard:
             return f"may not touch the finalizers {sorted((gone | added) - OWN_FINALIZERS)}"
         if resource.kind == "VirtualMachineInstance":
             return _arrival_trouble(old, new) if host_of(old) != host else _instance_trouble(old, new)
+        if resource.kind == register.BACKUP.kind:
+            return "may not change what was given to it" if _given(old) != _given(new) else ""
         if resource.kind in ("PersistentVolumeClaim", "PersistentVolume"):
             return _volume_trouble(old, new)
         if resource.kind == "VolumeSnapshot":
             return _snapshot_trouble(old, new)
         return ""
+
+
+def _given(backup: Object) -> Object:
+    """What the controller has written of a Backup."""
+    status = backup.get("status") or {}
+    return {"spec": backup.get("spec"), "labels": backup["metadata"].get("labels"), "host": status.get("host"),
+            "manifests": status.get("manifests")}  # fmt: skip
+
+
+def is_over(backup: Object) -> bool:
+    """Whether a Backup has come to its end."""
+    return (backup.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _instance_trouble(old: Object, new: Object) -> str:

@@ -83,6 +83,7 @@ _OWNED = {
     "clone.kubevirt.io": ["virtualmachineclones"],
     "pool.kubevirt.io": ["virtualmachinepools"],
 }  # fmt: skip
+_OWN_BACKUPS = ["backuprepositories", "backups", "backupschedules"]
 _CDI = ["datavolumes", "datasources", "dataimportcrons", "volumeimportsources", "volumeuploadsources",
         "volumeclonesources"]  # fmt: skip
 _CDI_CLUSTER = ["cdiconfigs", "storageprofiles"]
@@ -114,6 +115,10 @@ def _kubevirt_use() -> list[Rule]:
         _rule([_SUB], changed, ["update"]),
         _rule([_OWN_SUB], ["virtualmachineinstances/xml"], ["get"]),
     ]
+
+
+def _backup_rules(verbs: list[str]) -> list[Rule]:
+    return [_rule(["stead.io"], _OWN_BACKUPS, verbs)]
 
 
 def _cdi_rules(verbs: list[str], upload: bool) -> list[Rule]:
@@ -183,6 +188,9 @@ def default_roles() -> list[Object]:
         _role("system:aggregate-to-admin", [local_review, rbac], _to("admin")),
         _role("system:aggregate-to-edit", [*core_edit, nets], _to("edit")),
         _role("system:aggregate-to-view", core_view, _to("view")),
+        _role("backup.stead.io:admin", _backup_rules(_ALL), _to("admin")),
+        _role("backup.stead.io:edit", _backup_rules(_ALL), _to("edit")),
+        _role("backup.stead.io:view", _backup_rules(_READ), _to("view")),
         _role("kubevirt.io:admin", [
             *_kubevirt_rules(_ALL), *_kubevirt_use(),
             _rule([_SUB], ["virtualmachineinstances/vnc/screenshot"], ["get"]),

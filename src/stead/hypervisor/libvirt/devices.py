@@ -111,7 +111,11 @@ def _add_source(element: ET.Element, disk: Disk) -> None:
     attribute = "dev" if disk.source == "block" else "file"
     if not disk.path:
         return
-    ET.SubElement(element, "source", {attribute: disk.path})
+    source = ET.SubElement(element, "source", {attribute: disk.path})
+    if disk.data_file:  # libvirt from 10.10; before, the element is passed over and QEMU finds the file in the image
+        store = ET.SubElement(source, "dataStore", type=disk.data_source)
+        ET.SubElement(store, "format", type="raw")
+        ET.SubElement(store, "source", {"dev" if disk.data_source == "block" else "file": disk.data_file})
     if disk.base:
         backing = ET.SubElement(element, "backingStore", type="file")
         ET.SubElement(backing, "format", type=disk.base_format or "raw")

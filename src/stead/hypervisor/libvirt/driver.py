@@ -24,8 +24,10 @@ import libvirt
 import libvirt_qemu  # type: ignore[import-untyped]  # libvirt-python has no types
 
 from stead.hypervisor.contract import (
+    BackupJob,
     Busy,
     Capabilities,
+    Checkpoint,
     DriverEvent,
     Failed,
     Machine,
@@ -33,8 +35,8 @@ from stead.hypervisor.contract import (
     Observed,
     Unsupported,
 )
+from stead.hypervisor.libvirt import backups, domains, passage, process
 from stead.hypervisor.libvirt import capabilities as capability_documents
-from stead.hypervisor.libvirt import domains, passage, process
 from stead.hypervisor.libvirt.connection import Connection
 from stead.hypervisor.libvirt.devices import GUEST_AGENT_CHANNEL
 from stead.hypervisor.libvirt.domains import Known, emulation_detail, inactive_xml, lookup, subject_of
@@ -431,3 +433,28 @@ class LibvirtHypervisor(Moving):
     async def statistics(self, uid: str) -> dict[str, float]:
         mark = await self._mark(uid)
         return await self._connection.call("statistics", mark.name, lambda c: read_statistics(c, lookup(c, uid)))
+
+    # -- backups --------------------------------------------------------------------------------------------------
+
+    async def begin_backup(self, uid: str, job: BackupJob) -> None:
+        mark = await self._mark(uid)
+        machine = mark.machine
+        if machine is None:
+            raise Unsupported(f"backup of {mark.namespace}/{mark.name}: its definition is not known", "metadata")
+        await self._connection.call(
+            "backup", mark.name, lambda c: backups.begin(lookup(c, uid), machine, job), backups.BEGIN_SECONDS
+        )
+
+    async def end_backup(self, uid: str) -> None:
+        await self._connection.call(
+            "end of the backup", uid, lambda c: backups.end(lookup(c, uid)), 2 * backups.BEGIN_SECONDS
+        )
+
+    async def checkpoints(self, uid: str) -> tuple[Checkpoint, ...]:
+        return await self._connection.call("checkpoints", uid, lambda c: backups.checkpoints(lookup(c, uid)))
+
+    async def restore_checkpoints(self, uid: str, known: tuple[Checkpoint, ...]) -> bool:
+        return await self._connection.call("checkpoints", uid, lambda c: backups.restore(lookup(c, uid), known))
+
+    async def delete_checkpoint(self, uid: str, name: str) -> None:
+        await self._connection.call("end of a checkpoint", uid, lambda c: backups.delete(lookup(c, uid), name))

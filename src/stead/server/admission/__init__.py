@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from stead.kinds import register
 from stead.server.admission import (
+    rules_backup,
     rules_cdi,
     rules_clone,
     rules_instance,
@@ -86,6 +87,10 @@ def admit(request: AdmissionRequest, lookup: Lookup) -> tuple[Json, list[str]]:
         rules_cdi.check_data_source(request.obj, findings)
     elif kind == register.DATA_IMPORT_CRON.kind:
         rules_cdi.check_import_cron(request.obj, request.old, findings)
+    elif kind in (register.VIRTUAL_MACHINE_BACKUP.kind, register.VIRTUAL_MACHINE_BACKUP_TRACKER.kind):
+        rules_backup.check_kubevirt(request, cluster, lookup)
+    elif kind == register.BACKUP_REPOSITORY.kind:
+        rules_backup.check_repository(request.obj, findings)
     else:
         _check_copies(request, lookup, findings)
     findings.refuse_if_any()
