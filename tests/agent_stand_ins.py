@@ -171,6 +171,7 @@ class StandInNetworks:
     def __init__(self) -> None:
         self.attached: dict[str, Attachment] = {}
         self.settled: list[str] = []
+        self.silent: set[str] = set()
 
     async def attach(self, request: Attachment) -> Attached:
         self.attached[request.machine_uid] = request
@@ -181,6 +182,12 @@ class StandInNetworks:
 
     async def settle(self, uid: str) -> None:
         self.settled.append(uid)
+
+    async def announce(self, uid: str) -> None:
+        self.silent.discard(uid)
+
+    async def withdraw(self, uid: str) -> None:
+        self.silent.add(uid)
 
     async def detach(self, uid: str) -> None:
         self.attached.pop(uid, None)

@@ -129,8 +129,8 @@ def web_server() -> Iterator[Web]:
 class Registry:
     """A running docker-registry."""
 
-    def __init__(self, port: int, ca: Path | None = None, login: str = "") -> None:
-        self.host = f"127.0.0.1:{port}"
+    def __init__(self, port: int, ca: Path | None = None, login: str = "", address: str = "127.0.0.1") -> None:
+        self.host = f"{address}:{port}"
         self._tls = ssl.create_default_context(cafile=str(ca)) if ca else None
         self.bearer = ""
         self._login = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()} if login else {}
@@ -230,20 +230,20 @@ _OPEN = Guarded()
 
 
 @contextlib.contextmanager
-def registry(guarded: Guarded = _OPEN, port: int = 0) -> Iterator[Registry]:
+def registry(guarded: Guarded = _OPEN, port: int = 0, address: str = "127.0.0.1") -> Iterator[Registry]:
     """A docker-registry on a free port, its data in a folder that is removed."""
     program = registry_program()
     if program is None:
         raise RuntimeError("docker-registry is not installed (apt-get install docker-registry)")
     with tempfile.TemporaryDirectory(prefix="stead-registry-") as folder, socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
+        probe.bind((address, port))
         port = probe.getsockname()[1]
         probe.close()
         config = Path(folder) / "config.yml"
         text = (
             f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
-            f"http:\n  addr: '127.0.0.1:{port}'\n"
+            f"http:\n  addr: '{address}:{port}'\n"
         )
         if guarded.tls:
             text += f"  tls: {{certificate: {guarded.tls[0]}, key: {guarded.tls[1]}}}\n"
@@ -256,17 +256,17 @@ def registry(guarded: Guarded = _OPEN, port: int = 0) -> Iterator[Registry]:
             [program, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            _until_open(port, process)
-            yield Registry(port, guarded.tls[2] if guarded.tls else None, guarded.login)
+            _until_open(port, process, address)
+            yield Registry(port, guarded.tls[2] if guarded.tls else None, guarded.login, address)
         finally:
             process.terminate()
             process.wait(10)
 
 
-def _until_open(port: int, process: subprocess.Popen[bytes]) -> None:
+def _until_open(port: int, process: subprocess.Popen[bytes], address: str = "127.0.0.1") -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        with contextlib.suppress(OSError), socket.create_connection((address, port), 1):
             return
         time.sleep(0.05)
     raise RuntimeError("docker-registry did not start")

@@ -31,6 +31,8 @@ class LibvirtHost:
         self.root = root
         self.hostname = hostname
         self.host_uuid = str(uuid.uuid4())
+        #: further lines of qemu.conf
+        self.qemu_conf = ""
         self._holder: asyncio.subprocess.Process | None = None
         self._daemons: dict[str, asyncio.subprocess.Process] = {}
 
@@ -58,10 +60,7 @@ class LibvirtHost:
         self._write_configuration()
         if CAPABILITIES.is_dir():
             shutil.copytree(CAPABILITIES, self.private("/var/cache/libvirt"), dirs_exist_ok=True)
-        self._holder = await asyncio.create_subprocess_exec(
-            "unshare", "--mount", "--uts", "--propagation", "slave", "sleep", "infinity"
-        )
-        await _until(self._has_namespaces, "the holder process has its namespaces")
+        await self._hold()
         await self.run("mount", "--make-rprivate", "/")
         for folder in PRIVATE_FOLDERS:
             await self.run("mount", "--bind", str(self.private(folder)), folder)
@@ -73,6 +72,13 @@ class LibvirtHost:
         await self._start("virtlogd")
         await _until(self.private("/run/libvirt/virtlogd-sock").exists, "virtlogd listens")
         await self.start_libvirtd()
+
+    async def _hold(self) -> None:
+        """Start the process that owns the namespaces."""
+        self._holder = await asyncio.create_subprocess_exec(
+            "unshare", "--mount", "--uts", "--propagation", "slave", "sleep", "infinity"
+        )
+        await _until(self._has_namespaces, "the holder process has its namespaces")
 
     async def _hide_kvm(self) -> None:
         """Where a /dev/kvm exists that cannot run guests, libvirt probes QEMU anew on each start (4 s): tests are
@@ -104,7 +110,7 @@ class LibvirtHost:
         )
         self.private("/etc/libvirt/libvirtd.conf").write_text(libvirtd)
         self.private("/etc/libvirt/virtlogd.conf").write_text("")
-        self.private("/etc/libvirt/qemu.conf").write_text("")
+        self.private("/etc/libvirt/qemu.conf").write_text(self.qemu_conf)
 
     def _has_namespaces(self) -> bool:
         assert self._holder is not None
@@ -114,6 +120,10 @@ class LibvirtHost:
         """The command line that runs `command` as a process of this host."""
         assert self._holder is not None
         return ["nsenter", "-t", str(self._holder.pid), "-m", "-u", *command]
+
+    def pid_here(self, pid: int) -> int:
+        """The test's number of a process that this host knows by `pid`; 0 when it has ended."""
+        return pid
 
     async def run(self, *command: str) -> str:
         """Run one command inside the host and return its output; raises AssertionError when it fails."""
@@ -161,8 +171,8 @@ class LibvirtHost:
             if pid_file.stem == "driver":  # libvirtd's own
                 continue
             with contextlib.suppress(ValueError, OSError):
-                pids.append(int(pid_file.read_text()))
-        return pids
+                pids.append(self.pid_here(int(pid_file.read_text())))
+        return [pid for pid in pids if pid]
 
     def _helper_pids(self) -> list[int]:
         """Processes that libvirt left in this host's mount namespace (swtpm, passt)."""

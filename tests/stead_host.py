@@ -127,7 +127,10 @@ class SteadHost:
 
     def pid(self, what: str) -> int:
         """Pid of `up`, `plane`, `agent` or `libvirtd`; 0 = not running."""
-        return self.host.libvirtd_pid if what == "libvirtd" else installation.running_pid(self.settings, what)
+        if what == "libvirtd":
+            return self.host.libvirtd_pid
+        found = installation.running_pid(self.settings, what)
+        return self.host.pid_here(found) if found else 0
 
     async def kill(self, what: str) -> int:
         """`kill -9` one of `plane`, `agent`, `libvirtd` (which is started again, as systemd would); its pid."""

@@ -70,10 +70,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     hypervisor: str = "libvirt"
     #: which libvirt
     libvirt_uri: str = "qemu:///system"
+    #: folder where libvirt has QEMU look for the keys of live migrations (`migrate_tls_x509_cert_dir`); Stead fills it
+    migration_tls_dir: str = "/etc/pki/qemu"
     #: range that machines' addresses come from; it must not overlap with the host's own networks
     pod_cidr: str = "10.128.0.0/16"
     #: bridge that Stead makes on this host for them, 15 characters at most
     pod_bridge: str = "stead0"
+    #: this host's address on a trusted segment that all hosts share: the pod network then spans them, unencrypted
+    pod_overlay: str = ""
     #: first of 65,536 numeric user ids, one for each machine; no two Steads of a host may have ids in common
     uid_base: int = 1_610_612_736
     #: registered directories; `default` is added where it is not named, and `images` where `instance` is stead

@@ -31,6 +31,7 @@ from stead.store.keyring import KeyringError
 from stead.store.migrations import TooNew
 
 if TYPE_CHECKING:
+    from stead.agent.migration_keys import MigrationKeys
     from stead.server.oidc import OidcSettings
 
 log = structlog.get_logger(__name__)
@@ -173,12 +174,20 @@ def _oidc(settings: Settings) -> OidcSettings | None:
     )
 
 
+def _migration_keys(settings: Settings) -> MigrationKeys:
+    from stead.agent.migration_keys import MigrationKeys
+
+    names = (settings.host, settings.agent_address)
+    return MigrationKeys(Path(settings.migration_tls_dir), settings.agent_dir / "migration", names)
+
+
 def _network(settings: Settings) -> NetworkConfig:
     return NetworkConfig(
         instance=settings.instance,
         bridge=settings.pod_bridge,
         pod_cidr=settings.pod_cidr,
         run_dir=str(settings.run_dir / "network"),
+        overlay=settings.pod_overlay,
     )
 
 
@@ -195,6 +204,7 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
     from stead.agent.backup_places import Places
     from stead.agent.exports import Exports
     from stead.agent.machine import Machine
+    from stead.agent.neighbours import Neighbours
     from stead.agent.snapshots import Snapshots
     from stead.agent.stock import Stock
     from stead.agent.volumes import Hooks, Volumes, VolumeSettings
@@ -251,6 +261,11 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
         )
         snapshots = Snapshots(client, pools.values(), settings.host, machine_with)
         tls = pki.server_context(files.agent, files.ca, require_client=True)
+        peer_tls = pki.client_context(files.ca, files.agent)
+        companions: tuple[Callable[[], Awaitable[None]], ...] = (volumes.run, snapshots.run)
+        if settings.pod_overlay:
+            companions += (Neighbours(client, network, settings.host).run,)
+        keys = _migration_keys(settings)
         agent = Agent(
             AgentDeps(
                 client=client,
@@ -277,7 +292,9 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
                     client, settings.all_backup_roots, settings.agent_dir / "backup-cache", _policy(settings)
                 ),
                 tls=tls,
-                companions=(volumes.run, snapshots.run),
+                peer_tls=peer_tls,
+                migration_keys=keys,
+                companions=companions,
             )
         )
         agents.append(agent)
@@ -285,7 +302,8 @@ async def serve_agent(settings: Settings, stopping: asyncio.Event) -> None:
         undo.push_async_callback(agent.close)
 
         def renew() -> None:
-            tls.load_cert_chain(files.agent.certificate, files.agent.key)
+            for context in (tls, peer_tls):
+                context.load_cert_chain(files.agent.certificate, files.agent.key)
             client.renew(files.agent.certificate.read_bytes(), files.agent.key.read_bytes())
 
         # Another CA is taken up by a fresh start, which disturbs no guest.
@@ -308,6 +326,7 @@ async def remove(settings: Settings) -> None:
     network = PodNetwork(_network(settings))
     await network.remove()
     await network.close()
+    await asyncio.to_thread(_migration_keys(settings).remove)
     await asyncio.to_thread(passage.restore, settings.agent_dir)
     await asyncio.to_thread(process.forget_limits)
     await asyncio.to_thread(installation.forget, settings)

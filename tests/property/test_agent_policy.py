@@ -23,7 +23,7 @@ from stead.hypervisor.contract import State, StopReason
 
 FLAGS = (
     "deleting", "working", "cancelled", "starting", "started_before", "held_back", "shutdown_due", "grace_over",
-    "space_returned", "agent_connected", "acpi", "frozen",
+    "space_returned", "agent_connected", "acpi", "frozen", "moving", "moved",
 )  # fmt: skip
 
 situations = st.builds(
@@ -46,6 +46,10 @@ def test_every_situation_has_a_safe_step(situation: Situation) -> None:
         assert not situation.started_before
         assert situation.stage is Stage.NEW
         assert not situation.deleting
+    if situation.moving or situation.moved:
+        assert step in (Step.WAIT, Step.LEAVE), "a machine that moves is neither ended nor judged here"
+    if step is Step.LEAVE:
+        assert situation.moved
     if step in (Step.STOP, Step.SHUT_DOWN, Step.RESUME):
         assert alive
         assert not situation.working
@@ -72,6 +76,7 @@ def test_no_call_reaches_a_machine_that_is_off_starting_or_ending(situation: Sit
         assert situation.state in ALIVE
         assert situation.stage is Stage.STARTED
         assert not situation.working
+        assert not situation.moving
         assert not situation.deleting or call is Call.UNFREEZE
         if call is Call.PAUSE:
             assert situation.state is not State.PAUSED

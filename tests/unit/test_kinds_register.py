@@ -25,7 +25,7 @@ def test_a_kind_is_found_by_name_and_by_any_served_version() -> None:
 @pytest.mark.parametrize(
     ("group", "version", "plural"),
     [
-        ("kubevirt.io", "v1", "virtualmachineinstancemigrations"),
+        ("kubevirt.io", "v1", "virtualmachineinstancereplicasets"),
         ("export.kubevirt.io", "v1alpha1", "virtualmachineexports"),
         ("instancetype.kubevirt.io", "v1", "virtualmachineinstancetypes"),
         ("", "v1", "pods"),

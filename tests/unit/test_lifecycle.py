@@ -91,7 +91,7 @@ def test_two_wishes_at_a_time_are_refused_but_a_stop_goes_first() -> None:
         (lifecycle.decide_vnc, ("web", instance(domain={"devices": {"autoattachGraphicsDevice": False}})), 400),
         (lifecycle.decide_guest_information, ("web", None, "guestosinfo"), 500),
         (lifecycle.decide_port_forward, ("web", instance(), 22), 400),
-        (lifecycle.decide_migrate, ("web", machine("Always"), instance(), {"dryRun": ["All"]}, False), 405),
+        (lifecycle.decide_migrate, ("web", machine("Always"), instance("Scheduling"), {"dryRun": ["All"]}), 409),
     ],
 )
 def test_what_cannot_be_done_is_refused(call: Any, arguments: tuple[Any, ...], code: int) -> None:

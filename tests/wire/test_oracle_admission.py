@@ -46,6 +46,7 @@ SERVED = {
         register.VIRTUAL_MACHINE, register.VIRTUAL_MACHINE_INSTANCE, register.INSTANCETYPE,
         register.CLUSTER_INSTANCETYPE, register.PREFERENCE, register.CLUSTER_PREFERENCE,
         register.MACHINE_SNAPSHOT, register.MACHINE_RESTORE, register.MACHINE_CLONE, register.MACHINE_EXPORT,
+        register.MIGRATION, register.MIGRATION_POLICY,
     )
 }  # fmt: skip
 KINDS = {
@@ -221,6 +222,12 @@ class Transport:
         claim["status"] = status
         if "already-paused" in name:
             solo["status"]["conditions"] += [{"type": t, "status": "True"} for t in ("Paused", "AgentConnected")]
+        if name == "migration-not-migratable":
+            headless = self.world.instance("vm-headless")
+            assert headless is not None
+            headless["status"]["conditions"][0] |= {
+                "status": "False", "reason": "DisksNotLiveMigratable", "message": "disk reason text",
+            }  # fmt: skip
         if name == "evacuate-cancel-after-evict":
             live = self.world.instance("vm-live")
             assert live is not None
@@ -239,6 +246,8 @@ class Transport:
             operation="CREATE", resource=resource, namespace=path["ns"] or "", obj=body, user=ADMIN
         )
         made, warnings = admit(request, self.world)
+        if case.get("effect") and path["plural"] == register.MIGRATION.plural:
+            self.world.put({**made, "metadata": {**made["metadata"], "uid": "<uuid-1>"}})
         if path["plural"] == "virtualmachines":
             made = {k: v for k, v in made.items() if k != "status"}
         if case.get("effect") and resource.kind in STORED:
@@ -298,7 +307,7 @@ class Transport:
         call = lifecycle.Call(
             plural=path["plural"], namespace=path["ns"], name=name, path=path["sub"] or "", body=body,
             cluster=cluster_from_lookup(self.world), machine=self.world.machine(name),
-            instance=self.world.instance(name), can_migrate=True,
+            instance=self.world.instance(name),
         )  # fmt: skip
         return lifecycle.decide(call)
 

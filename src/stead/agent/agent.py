@@ -21,6 +21,7 @@ import structlog
 
 from stead.agent import bringup, metrics
 from stead.agent import vmi as reading
+from stead.agent.arrivals import Arrivals
 from stead.agent.backup_places import Places
 from stead.agent.backups import Backups
 from stead.agent.disks import Disks
@@ -28,7 +29,9 @@ from stead.agent.host import HostReporter
 from stead.agent.lookups import Lookups
 from stead.agent.machine import Machine
 from stead.agent.materials import Materials
+from stead.agent.migration_keys import MigrationKeys
 from stead.agent.nets import Nets, PodNetworks
+from stead.agent.peers import Peers
 from stead.agent.persistence import StateOwner
 from stead.agent.streams import Exports, Server, Uploads
 from stead.agent.trouble import API_TROUBLE
@@ -65,6 +68,9 @@ class AgentDeps(msgspec.Struct, frozen=True, kw_only=True):
     uploads: Uploads | None = None
     exports: Exports | None = None
     tls: ssl.SSLContext | None = None
+    #: for calls to agents of other hosts, and the keys that hypervisors use; None = no machine is migrated
+    peer_tls: ssl.SSLContext | None = None
+    migration_keys: MigrationKeys | None = None
     #: opens the repositories of backups; None = this host makes none
     backup_places: Places | None = None
     #: further tasks that live as long as the agent (the volume worker), each run until cancelled
@@ -80,6 +86,9 @@ class Agent:
         lookups = Lookups(deps.client)
         disks = Disks(lookups, deps.materials, settings.host_disk_roots)
         self.shop = Workshop(deps.client, deps.hypervisor, disks, Nets(lookups, deps.pod_networks), settings)
+        self.shop.migration_keys = deps.migration_keys
+        self.shop.peers = Peers(deps.client, deps.peer_tls)
+        self.arrivals = Arrivals(self.shop)
         self._selection = Selection(labels=f"{reading.NODE_LABEL}={settings.host_name}")
         self._informer = Informer(deps.client, register.VIRTUAL_MACHINE_INSTANCE, self._selection)
         self.host = HostReporter(deps.client, settings)
@@ -115,6 +124,8 @@ class Agent:
                 await asyncio.gather(*tasks, return_exceptions=True)
         await self.server.close()
         await self.shop.events.close()
+        if self.shop.peers is not None:
+            await self.shop.peers.close()
         with contextlib.suppress(DriverError):
             await self._deps.hypervisor.close()
 
@@ -123,6 +134,7 @@ class Agent:
         self._informer.add_listener(self._heard)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._informer.run(), name="machines informer")
+            group.create_task(self.arrivals.run(), name="arrivals")
             group.create_task(self._follow_hypervisor(), name="hypervisor events")
             group.create_task(self._clean(), name="left-overs")
 
@@ -202,6 +214,7 @@ class Agent:
         while True:
             try:
                 async for event in self._deps.hypervisor.events():
+                    self.arrivals.notify(event)
                     for machine in self._concerned(event.uid):
                         machine.notify(event)
             except DriverError as error:
@@ -232,13 +245,17 @@ class Agent:
         listed = {seen.uid: (seen.namespace, seen.name) for seen in await self._deps.hypervisor.list()}
         kept = await asyncio.to_thread(self.shop.records.uids)
         attached = await self.shop.nets.machines()
-        for uid in (set(listed) | kept | attached | set(self.shop.identities.owner_ids())) - set(self.machines):
+        for uid in (set(listed) | kept | attached | set(self.shop.identities.owner_ids())) - self._present():
             record = await asyncio.to_thread(self.shop.records.read, uid)
             place = (record.namespace, record.name) if record else listed.get(uid, ("", ""))
-            if await self._is_abandoned(uid, place) and uid not in self.machines:
+            if await self._is_abandoned(uid, place) and uid not in self._present():
                 log.warning("clearing away a machine that no instance stands for", machine=uid, name="/".join(place))
                 await bringup.release(self.shop, uid, record.prepared if record else None)
         await self._clean_persistent()
+
+    def _present(self) -> set[str]:
+        """Machines that are here, or on their way."""
+        return {*self.machines, *self.arrivals.uids()}
 
     async def _clean_persistent(self) -> None:
         """Remove what was kept for VirtualMachines that are gone. A refusal to tell (403) means: not known to be."""
@@ -263,15 +280,17 @@ class Agent:
         """True when the API says now that there is no instance with this uid on this host."""
         if place[1]:
             try:
-                return reading.uid(await self._deps.client.get(register.VIRTUAL_MACHINE_INSTANCE, *place)) != uid
+                found = await self._deps.client.get(register.VIRTUAL_MACHINE_INSTANCE, *place)
+                bound = reading.status(found).get("nodeName")
+                return reading.uid(found) != uid or bound not in (None, "", self._deps.settings.host_name)
             except ApiError as error:
                 if error.code == 404:
                     return True
                 if error.code != 403:
                     raise
         # Nothing tells its name, or an instance of that name is bound to another host: the fresh list decides.
-        found = await self._deps.client.list(register.VIRTUAL_MACHINE_INSTANCE, self._selection)
-        return uid not in {reading.uid(vmi) for vmi in found.items}
+        listed = await self._deps.client.list(register.VIRTUAL_MACHINE_INSTANCE, self._selection)
+        return uid not in {reading.uid(vmi) for vmi in listed.items}
 
     async def metrics(self) -> bytes:
         """The page of `/metrics`."""

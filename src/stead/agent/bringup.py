@@ -36,8 +36,11 @@ class _Places(msgspec.Struct, frozen=True):
     persistent: str
 
 
-async def prepare(shop: Workshop, vmi: Object) -> Prepared:
-    """Everything that the machine needs before it can be defined. Raises NotReady, Unsupported, ApiError, OSError."""
+async def prepare(shop: Workshop, vmi: Object, *, standby: bool = False) -> Prepared:
+    """Everything that the machine needs before it can be defined. Raises NotReady, Unsupported, ApiError, OSError.
+
+    `standby`: its guest still runs on another host, so its port stays silent until `nets.announce`.
+    """
     check_honoured(reading.spec(vmi))
     places = await asyncio.to_thread(_make_places, shop, vmi)
     owner = Owner(places.number, places.number, places.directory)
@@ -46,7 +49,7 @@ async def prepare(shop: Workshop, vmi: Object) -> Prepared:
             shop.disks.prepare(vmi, owner, _taker(shop, vmi)),
             shop.disks.prepare_kernel(vmi, owner),
             shop.disks.prepare_acpi_tables(vmi, owner),
-            shop.nets.prepare(vmi, places.number),
+            shop.nets.prepare(vmi, places.number, standby=standby),
             asyncio.to_thread(shop.identities.keep),
         )
     except BaseException:
@@ -117,6 +120,11 @@ async def release(shop: Workshop, uid: str, prepared: Prepared | None) -> None:
     await asyncio.to_thread(shop.records.remove, uid)
     await asyncio.to_thread(shop.persistence.remove, uid)  # that of an instance without a VirtualMachine
     await asyncio.to_thread(shop.identities.free, uid)
+
+
+async def leave(shop: Workshop, uid: str, prepared: Prepared | None) -> None:
+    """As `release`, of a machine that runs on another host now: disks that both see are that host's."""
+    await release(shop, uid, prepared.without_shared() if prepared is not None else None)
 
 
 def _take_back_disks(shop: Workshop, prepared: Prepared) -> None:

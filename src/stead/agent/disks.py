@@ -181,6 +181,7 @@ class Disks:
             capacity=str((status.get("capacity") or {}).get("storage") or ""),
             access_modes=tuple(status.get("accessModes") or pvc["spec"].get("accessModes") or ()),
             volume_mode=str(pvc["spec"].get("volumeMode") or "Filesystem"),
+            shared="ReadWriteMany" in (status.get("accessModes") or pvc["spec"].get("accessModes") or ()),
         )  # fmt: skip
 
     async def _ephemeral(self, job: _Job) -> PreparedVolume:

@@ -16,10 +16,11 @@ from typing import Any
 
 import structlog
 
-from stead.agent import bringup, calls, status
+from stead.agent import bringup, calls, moves, status
 from stead.agent import vmi as reading
 from stead.agent.calls import Inbox
 from stead.agent.credentials import Credentials
+from stead.agent.departure import Departure
 from stead.agent.ending import ASK_SECONDS, End
 from stead.agent.events import now
 from stead.agent.growth import Growth
@@ -61,6 +62,7 @@ class Machine:
         self.credentials = Credentials(self._ask_guest, shop.lookups, self.wake)
         self.startup = Startup(self)
         self.end = End(self)
+        self.departure = Departure(self)
         self.growth = Growth(self)
         self._instants = Instants(self)
         self._instance = Instance(shop.client, vmi)
@@ -162,6 +164,7 @@ class Machine:
         await self.guest.close()
         await self.credentials.close()
         await self.startup.close()
+        await self.departure.close()
         self._inbox.close()
 
     async def _learn(self) -> None:
@@ -185,12 +188,14 @@ class Machine:
         try:
             self._wake.clear()
             await self._collect()
+            self.departure.collect()
             self._look_due |= asyncio.get_running_loop().time() - self._looked_at >= LOOK_SECONDS
             if self._look_due and not self.startup.starting:  # what shows during a start is not yet true
                 await self._look()
             if self._instants.pending:
                 await self._instants.recover()
             self._storage.check(self)
+            self.departure.consider()
             if decide_step(self.situation()) is Step.ADOPT:  # before calls, which a running machine takes
                 await self._perform(Step.ADOPT)
             await self._serve()
@@ -296,6 +301,8 @@ class Machine:
             agent_connected=bool(seen and seen.agent_connected),
             acpi=reading.has_acpi(self.vmi),
             frozen=self.guest.frozen,
+            moving=self.departure.working,
+            moved=self.departure.moved,
         )
 
     def _is_running(self) -> bool:
@@ -316,6 +323,8 @@ class Machine:
             await self._instants.recover()
             self._stage, self._ran, self.startup.problem, self.end.because = Stage.STARTED, True, None, ""
             self._probing.start()
+            with contextlib.suppress(NetworkError):  # one that has moved here may not have its address yet
+                await self.shop.nets.announce(self.uid)
         elif step is Step.SHUT_DOWN:
             self._probing.stop()
             await self.end.shut_down()
@@ -330,8 +339,26 @@ class Machine:
         elif step is Step.RELEASE:
             await bringup.release(self.shop, self.uid, self.prepared)
             self._stage = Stage.RELEASED
+        elif step is Step.LEAVE:
+            await self._leave()
         elif step is Step.FINALIZE:
             self._finished = self.orphaned or await self._instance.let_go(self._making())
+
+    async def _leave(self) -> None:
+        """It runs on another host: say so, then clear away what is left of it here."""
+        await self.departure.silence()
+        if not self.orphaned:
+            await self._instance.publish(self._with_departure)
+            if not (self._instance.vanished or moves.state_of(self.vmi).get("completed")):
+                self._look_due = True  # the API did not take it: say so again, before anything is cleared away
+                await asyncio.sleep(RETRY_SECONDS)
+                return
+        await bringup.leave(self.shop, self.uid, self.prepared)
+        self._finished = True
+
+    def _with_departure(self, vmi: Object) -> Object:
+        told = self.departure.told(vmi)
+        return reading.status(vmi) | ({"migrationState": told} if told else {})
 
     async def _resume(self) -> None:
         self._storage.resumed(self)
@@ -386,6 +413,8 @@ class Machine:
         making = self._making()
         if self.startup.is_brief and self.startup.problem is None:
             return  # the first status of a machine says all: Running
+        if self.departure.moved or (self.departure.working and not self.alive):
+            return  # its status is the target's to write
         if making is not None and not self.orphaned and self._stage is not Stage.RELEASED:
             await self._instance.publish(making)
             if self._instance.vanished:
@@ -415,6 +444,7 @@ class Machine:
             frozen=self.guest.frozen,
             io_error=self._io_error,
             credentials=self.credentials.state if self.alive else None,
+            migration=self.departure.told(vmi),
         )
 
     def _problem(self) -> Problem | None:

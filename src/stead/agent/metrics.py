@@ -25,6 +25,11 @@ _COUNTERS = {
     "memory_available_bytes": ("kubevirt_vmi_memory_available_bytes", 1.0),
     "memory_unused_bytes": ("kubevirt_vmi_memory_unused_bytes", 1.0),
     "memory_usable_bytes": ("kubevirt_vmi_memory_usable_bytes", 1.0),
+    "migration.total_bytes": ("kubevirt_vmi_migration_data_bytes_total", 1.0),
+    "migration.processed_bytes": ("kubevirt_vmi_migration_data_processed_bytes", 1.0),
+    "migration.remaining_bytes": ("kubevirt_vmi_migration_data_remaining_bytes", 1.0),
+    "migration.transfer_bytes_per_second": ("kubevirt_vmi_migration_memory_transfer_rate_bytes", 1.0),
+    "migration.dirty_bytes_per_second": ("kubevirt_vmi_migration_dirty_memory_rate_bytes", 1.0),
 }
 _BLOCK = {
     "rd_bytes": "kubevirt_vmi_storage_read_traffic_bytes_total",
@@ -56,7 +61,7 @@ async def _statistics(machine: Machine) -> dict[str, float]:
         return {}
     try:
         async with asyncio.timeout(5):
-            return await machine.shop.hypervisor.statistics(machine.uid)
+            return {**await machine.shop.hypervisor.statistics(machine.uid), **machine.departure.counters()}
     except (DriverError, TimeoutError):
         return {}
 

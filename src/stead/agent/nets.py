@@ -34,6 +34,10 @@ class PodNetworks(Protocol):
 
     async def settle(self, uid: str) -> None: ...
 
+    async def announce(self, uid: str) -> None: ...
+
+    async def withdraw(self, uid: str) -> None: ...
+
     async def list(self) -> set[str]: ...
 
 
@@ -59,6 +63,7 @@ class _Interface(msgspec.Struct, frozen=True):
     network: Object
     index: int
     owner_uid: int
+    standby: bool = False
 
     @property
     def field(self) -> str:
@@ -95,8 +100,8 @@ class Nets:
         self._lookups = lookups
         self._pod = pod
 
-    async def prepare(self, vmi: Object, owner_uid: int) -> Ports:
-        """Attach every interface; on failure whatever was attached is taken back."""
+    async def prepare(self, vmi: Object, owner_uid: int, *, standby: bool = False) -> Ports:
+        """Attach every interface; on failure whatever was attached is taken back. `standby`: see `announce`."""
         networks = {str(n["name"]): n for n in reading.spec(vmi).get("networks") or []}
         nics: list[Nic] = []
         addresses: list[Address] = []
@@ -105,7 +110,7 @@ class Nets:
                 if entry.get("state") == "absent":
                     continue
                 network = networks.get(str(entry["name"]), {})
-                nic, address = await self._attach(_Interface(vmi, entry, network, index, owner_uid))
+                nic, address = await self._attach(_Interface(vmi, entry, network, index, owner_uid, standby))
                 nics.append(nic)
                 addresses.append(address)
         except BaseException:
@@ -178,6 +183,16 @@ class Nets:
         if self._pod is not None and any(address.netns for address in addresses):
             await self._pod.settle(machine_uid)
 
+    async def announce(self, machine_uid: str) -> None:
+        """The guest runs here from now on: its address answers here. No-op without a pod network."""
+        if self._pod is not None and machine_uid in await self._pod.list():
+            await self._pod.announce(machine_uid)
+
+    async def withdraw(self, machine_uid: str) -> None:
+        """The guest runs elsewhere: its address answers here no more."""
+        if self._pod is not None and machine_uid in await self._pod.list():
+            await self._pod.withdraw(machine_uid)
+
     async def release(self, machine_uid: str) -> None:
         """Take back everything of a machine; no-op when there is nothing."""
         if self._pod is not None:
@@ -226,6 +241,7 @@ def _attachment(interface: _Interface, ipv4: str, mac: str) -> Attachment:
         search_domains=tuple(str(domain) for domain in dns.get("searches") or []),
         dns=tuple(str(server) for server in dns.get("nameservers") or []),
         options=_dhcp_options(dhcp),
+        standby=interface.standby,
         boot_file=str(dhcp.get("bootFileName") or ""),
         tftp_server=str(dhcp.get("tftpServerName") or ""),
         **given,

@@ -49,6 +49,7 @@ class Step(StrEnum):
     RESUME = "resume"
     RELEASE = "release"
     FINALIZE = "finalize"
+    LEAVE = "leave"
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +78,10 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     agent_connected: bool = False
     acpi: bool = True
     frozen: bool = False
+    #: a live migration to another host is under way
+    moving: bool = False
+    #: it runs on another host: what is left of it here goes, and the instance is not ours to end
+    moved: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -100,6 +105,8 @@ def decide_call(call: Call, situation: Situation) -> Verdict:
     """Accept or deny `call`. Denials are 409 Conflict, in the words that clients of KubeVirt know."""
     if situation.deleting and call is not Call.UNFREEZE:
         return Verdict(False, "Conflict", "VMI is being deleted")
+    if situation.moving or situation.moved:
+        return Verdict(False, "Conflict", "VMI is being migrated")
     if situation.working or not is_alive(situation) or situation.stage is not Stage.STARTED:
         return Verdict(False, "Conflict", "VMI is not running")
     paused = situation.state is State.PAUSED
@@ -133,6 +140,10 @@ def _decide_freeze(situation: Situation, paused: bool) -> Verdict:
 
 def decide_step(situation: Situation) -> Step:
     """The next step. Every situation has exactly one; applying it never leads back to where it came from."""
+    if situation.moved:
+        return Step.LEAVE
+    if situation.moving:
+        return Step.WAIT
     if situation.stage is Stage.RELEASED:
         return Step.FINALIZE if situation.deleting else Step.WAIT
     if situation.working:

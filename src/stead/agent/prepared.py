@@ -55,6 +55,8 @@ class PreparedVolume(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     capacity: str = ""
     access_modes: tuple[str, ...] = ()
     volume_mode: str = "Filesystem"
+    #: other hosts see the same file
+    shared: bool = False
     #: a qcow2 beside the raw disk that records which blocks change; "" = none
     tracking: str = ""
 
@@ -100,6 +102,10 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def volume(self, name: str) -> PreparedVolume | None:
         """The prepared volume of that name."""
         return next((v for v in self.volumes if v.name == name), None)
+
+    def without_shared(self) -> Prepared:
+        """The same without volumes that other hosts may be using."""
+        return msgspec.structs.replace(self, volumes=tuple(v for v in self.volumes if not v.shared))
 
     @property
     def serial_socket(self) -> str:

@@ -76,6 +76,7 @@ class Instance:
     async def _patch(self, patch: list[Object]) -> bool:
         """Send one patch; True when the object had changed meanwhile and has been read again."""
         namespace, name = reading.key(self.object)
+        made_for = reading.resource_version(self.object)  # a watch may bring a newer one meanwhile
         try:
             async with asyncio.timeout(WRITE_SECONDS):
                 self.object = await self._client.patch(register.VIRTUAL_MACHINE_INSTANCE, namespace, name, patch)
@@ -86,9 +87,9 @@ class Instance:
                 return False
             if error.code not in (409, 422):
                 raise
-            return await self._read_again(error)
+            return await self._read_again(error, made_for)
 
-    async def _read_again(self, error: ApiError) -> bool:
+    async def _read_again(self, error: ApiError, made_for: str) -> bool:
         namespace, name = reading.key(self.object)
         try:
             async with asyncio.timeout(WRITE_SECONDS):
@@ -101,7 +102,7 @@ class Instance:
         if reading.uid(fresh) != self.uid:
             self.vanished = True
             return False
-        if reading.resource_version(fresh) == reading.resource_version(self.object):
+        if reading.resource_version(fresh) == made_for:
             log.error("the API refuses a machine's status", machine=f"{namespace}/{name}", error=error.message)
             self.retry_at = asyncio.get_running_loop().time() + REFUSED_SECONDS
             return False

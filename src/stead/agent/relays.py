@@ -12,6 +12,7 @@ import asyncio
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -59,6 +60,11 @@ def tail_of(path: Path, limit: int) -> bytes:
         return stream.read(limit)
 
 
+#: a WebSocket, whichever side opened it
+Stream = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+Gate = Callable[[bytes], bytes]
+
+
 def connect_socket(path: Path) -> socket.socket:
     """Connect to a machine's unix socket safely. Blocking, local. OSError when it is not there or not a socket."""
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -88,10 +94,12 @@ async def open_machine_socket(path: Path) -> tuple[asyncio.StreamReader, asyncio
     return await asyncio.open_unix_connection(sock=connection, limit=CHUNK)
 
 
-async def relay(ws: web.WebSocketResponse, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Both ways until either side ends; closes both."""
+async def relay(
+    ws: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: Gate | None = None
+) -> None:
+    """Both ways until either side ends; closes both. `gate` sees what goes to the socket, and ends all by raising."""
     up = asyncio.create_task(_from_socket(ws, reader))
-    down = asyncio.create_task(_to_socket(ws, writer))
+    down = asyncio.create_task(_to_socket(ws, writer, gate))
     try:
         await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -103,16 +111,16 @@ async def relay(ws: web.WebSocketResponse, reader: asyncio.StreamReader, writer:
             await ws.close()
 
 
-async def _from_socket(ws: web.WebSocketResponse, reader: asyncio.StreamReader) -> None:
+async def _from_socket(ws: Stream, reader: asyncio.StreamReader) -> None:
     while chunk := await reader.read(CHUNK):
         await ws.send_bytes(chunk)
 
 
-async def _to_socket(ws: web.WebSocketResponse, writer: asyncio.StreamWriter) -> None:
+async def _to_socket(ws: Stream, writer: asyncio.StreamWriter, gate: Gate | None) -> None:
     async for message in ws:
         if message.type is aiohttp.WSMsgType.BINARY:
-            writer.write(message.data)
-        elif message.type is aiohttp.WSMsgType.TEXT:
+            writer.write(message.data if gate is None else gate(message.data))
+        elif message.type is aiohttp.WSMsgType.TEXT and gate is None:
             writer.write(message.data.encode())
         await writer.drain()
 

@@ -59,6 +59,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     io_error: str = ""
     #: whether the guest has the credentials that go by its agent; None where none do, or none was tried yet
     credentials: Synced | None = None
+    #: `migrationState` as the source of a migration tells it; None = it has nothing to say
+    migration: Object | None = None
 
 
 _ALIVE = (State.RUNNING, State.PAUSED, State.STOPPING)
@@ -72,11 +74,15 @@ def status_from(view: View) -> Object:
     status["nodeName"] = view.host
     status["conditions"] = _conditions(view)
     status["activePods"] = {reading.uid(view.vmi): view.host} if not view.ending else {}
+    if view.migration is not None:
+        status["migrationState"] = view.migration
     if view.ending and view.ending.reason:
         status["reason"] = view.ending.reason
     if view.prepared is not None:
         status["interfaces"] = _interfaces(view, view.prepared)
         status["volumeStatus"] = _volume_status(view, view.prepared)
+        status["migrationMethod"] = _migration_method(view.prepared)
+        status["migrationTransport"] = "Unix"
         _set_memory(status, view, view.prepared)
         if view.prepared.kernel.kernel or view.prepared.kernel.initrd:
             status.setdefault("kernelBootStatus", {})
@@ -213,14 +219,21 @@ def _paused(observed: Observed, io_error: str) -> _Condition:
 
 
 def _migratable(view: View) -> list[_Condition]:
-    """LiveMigratable with the true reason: what binds the machine to this host first, then what this release lacks."""
+    """LiveMigratable, with the true reason when it is not so."""
     if view.prepared is None:
         return []
-    reason, message = _binds_to_host(view.vmi, view.prepared) or (
-        "MigrationNotSupported",
-        "this release of Stead does not migrate running machines",
-    )
-    return [_Condition("LiveMigratable", False, reason, message)]
+    bound = _binds_to_host(view.vmi, view.prepared)
+    if bound is None and not view.capabilities.live_migration:
+        bound = "HypervisorNotLiveMigratable", f"the driver {view.capabilities.driver} does not move running machines"
+    if bound is not None:
+        return [_Condition("LiveMigratable", False, *bound)]
+    return [_Condition("LiveMigratable", True)]
+
+
+def _migration_method(prepared: Prepared) -> str:
+    """KubeVirt's word for whether disks go along."""
+    own = [volume for volume in prepared.volumes if not (volume.shared or volume.read_only)]
+    return "BlockMigration" if own else "LiveMigration"
 
 
 def _binds_to_host(vmi: Object, prepared: Prepared) -> tuple[str, str] | None:
@@ -231,6 +244,13 @@ def _binds_to_host(vmi: Object, prepared: Prepared) -> tuple[str, str] | None:
                 f"cannot migrate VMI: PVC {volume.claim} is not shared, live migration requires that all PVCs must be "
                 "shared (using ReadWriteMany access mode)"
             )
+        if volume.tracking:
+            return (
+                "DisksNotLiveMigratable",
+                f"cannot migrate VMI: changed blocks of {volume.name} are kept on this host",
+            )
+        if volume.kind == "ephemeral":
+            return "DisksNotLiveMigratable", f"cannot migrate VMI: the base of volume {volume.name} is not shared"
         if volume.kind == "hostDisk":
             return "DisksNotLiveMigratable", f"cannot migrate VMI with non-shared HostDisk {volume.name}"
     pods = {network["name"] for network in reading.spec(vmi).get("networks") or [] if "pod" in network}
@@ -242,6 +262,10 @@ def _binds_to_host(vmi: Object, prepared: Prepared) -> tuple[str, str] | None:
             )
     if prepared.persistent:
         return "DisksNotLiveMigratable", "UEFI variables or TPM state that outlive the instance are kept on this host"
+    if reading.devices(vmi).get("filesystems"):
+        return "VirtIOFSNotLiveMigratable", "VMI uses virtiofs"
+    if reading.devices(vmi).get("hostDevices") or reading.devices(vmi).get("gpus"):
+        return "HostDeviceNotLiveMigratable", "VMI uses a host device passthrough"
     if (reading.domain(vmi).get("cpu") or {}).get("model") == "host-passthrough":
         return "CPUModeLiveMigratable", "cannot migrate VMI: the CPU model host-passthrough is that of this host"
     return None

@@ -21,8 +21,10 @@ from aiohttp import web
 
 from stead.agent import guestinfo, relays
 from stead.agent import vmi as reading
+from stead.agent.arrivals import Arrivals
 from stead.agent.exports import Download
 from stead.agent.machine import Machine
+from stead.agent.moves import Offer
 from stead.agent.policy import Call
 from stead.hypervisor.contract import Busy, DriverError, NotFound, Unsupported
 from stead.kube.errors import ApiError, not_found
@@ -33,6 +35,8 @@ Object = dict[str, Any]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 PROTOCOL = "plain.kubevirt.io"
+#: what the agent of another host may ask, whose machine comes here
+ARRIVALS = "/v1/arrivals"
 BASE = "/v1/namespaces/{ns}/machines/{name}"
 CONNECT_SECONDS = 10.0
 MAX_BODY = 1024 * 1024
@@ -68,6 +72,9 @@ class Host(Protocol):
         ...
 
     async def metrics(self) -> bytes: ...
+
+    @property
+    def arrivals(self) -> Arrivals: ...
 
 
 def _status(error: ApiError) -> web.Response:
@@ -127,6 +134,8 @@ class Server:
         app.router.add_get(f"{BASE}/seriallog", self._serial_log)
         app.router.add_get(f"{BASE}/screenshot", self._screenshot)
         app.router.add_put("/v1/volumes/{ns}/{pvc}/upload", self._upload)
+        app.router.add_put(f"{ARRIVALS}/{{uid}}", self._welcome)
+        app.router.add_get(f"{ARRIVALS}/{{uid}}/peer", self._join)
         app.router.add_get("/v1/exports/{uid}", self._export)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._health)
@@ -148,7 +157,8 @@ class Server:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._plane_names is not None and _common_name(request) not in self._plane_names:
+        of_host = request.path.startswith(f"{ARRIVALS}/") and _common_name(request).startswith("system:node:")
+        if self._plane_names is not None and not of_host and _common_name(request) not in self._plane_names:
             return _status(ApiError("Forbidden", "only the plane may call an agent"))
         try:
             return await handler(request)
@@ -224,7 +234,8 @@ class Server:
 
     async def _statistics(self, request: web.Request) -> web.StreamResponse:
         machine = self._running(request)
-        return web.json_response(await machine.shop.hypervisor.statistics(machine.uid))
+        counters = await machine.shop.hypervisor.statistics(machine.uid)
+        return web.json_response({**counters, **machine.departure.counters()})
 
     async def _screenshot(self, request: web.Request) -> web.StreamResponse:
         machine = self._running(request)
@@ -239,6 +250,25 @@ class Server:
         namespace, claim = request.match_info["ns"], request.match_info["pvc"]
         answer = await self._uploads.upload(namespace, claim, request.query.get("format", ""), request.content)
         return web.json_response(answer or {})
+
+    async def _welcome(self, request: web.Request) -> web.StreamResponse:
+        """The source of a migration announces the machine. Who asks stands in its certificate."""
+        arrival = self._host.arrivals.find(request.match_info["uid"], _common_name(request))
+        try:
+            offer = msgspec.json.decode(await request.read(), type=Offer)
+        except msgspec.MsgspecError as error:
+            raise ApiError("BadRequest", f"the body is no offer: {error}") from error
+        return web.Response(body=msgspec.json.encode(await arrival.welcome(offer)), content_type="application/json")
+
+    async def _join(self, request: web.Request) -> web.StreamResponse:
+        """Join the source's hypervisor with ours, for as long as that machine is on its way."""
+        arrivals, uid = self._host.arrivals, request.match_info["uid"]
+        arrivals.find(uid, _common_name(request))
+        reader, writer = await relays.open_machine_socket(await arrivals.peer_socket())
+        ws = web.WebSocketResponse(heartbeat=10.0, max_msg_size=0, compress=False)
+        await ws.prepare(request)
+        await relays.relay(ws, reader, writer, arrivals.gate(uid))
+        return ws
 
     async def _export(self, request: web.Request) -> web.StreamResponse:
         if self._exports is None:

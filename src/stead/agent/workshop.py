@@ -16,7 +16,9 @@ from stead.agent.disks import Disks
 from stead.agent.events import Events
 from stead.agent.identity import Identities
 from stead.agent.lookups import Lookups
+from stead.agent.migration_keys import MigrationKeys
 from stead.agent.nets import Nets
+from stead.agent.peers import Peers
 from stead.agent.persistence import Persistence
 from stead.agent.prepared import NotReady, Prepared
 from stead.agent.record import Records
@@ -104,6 +106,9 @@ class Workshop:
         self.disks_in_use = DisksInUse()
         self.slots = asyncio.Semaphore(PARALLEL_STARTS)
         self.capabilities: Capabilities | None = None
+        #: both None on a host that does not migrate machines
+        self.migration_keys: MigrationKeys | None = None
+        self.peers: Peers | None = None
 
     def known_capabilities(self) -> Capabilities:
         """The hypervisor's capabilities; NotReady before it has been reached."""

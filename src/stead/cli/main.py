@@ -26,6 +26,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "unpause": ("machines", "unpause"),
         "soft-reboot": ("machines", "soft_reboot"),
         "reset": ("machines", "reset"),
+        "migrate": ("migrate", "migrate"),
+        "migrate-cancel": ("migrate", "migrate_cancel"),
         "snapshot": ("copies", "snapshot"),
         "clone": ("copies", "clone"),
         "export": ("copies", "export"),

@@ -288,6 +288,12 @@ class Instances:
         self._residents.reserve(key, chosen.host, other)
         return [key]
 
+    def place_elsewhere(self, vmi: Object, selector: dict[str, str], without: set[str]) -> Placement:
+        """A host for a running machine to move to: as for a new one, but that its own disks go along."""
+        demand = self._demand(vmi, [])
+        demand = msgspec.structs.replace(demand, node_selector={**demand.node_selector, **selector})
+        return self._residents.book.place(demand, without)
+
     def _demand(self, vmi: Object, needs: list[Need]) -> Demand:
         namespace = vmi["metadata"]["namespace"]
         affinities, pools = [], []

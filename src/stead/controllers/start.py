@@ -26,6 +26,7 @@ from stead.controllers.classes import Classes
 from stead.controllers.clone import Clones
 from stead.controllers.datasource import DataSources
 from stead.controllers.disk import Disks
+from stead.controllers.evacuation import Evacuations
 from stead.controllers.events import Recorder, expire_events
 from stead.controllers.export import Exports
 from stead.controllers.fencing import Fencing
@@ -35,6 +36,7 @@ from stead.controllers.hosts import GRACE_SECONDS, Hosts
 from stead.controllers.importcron import ImportCrons
 from stead.controllers.instance import Instances
 from stead.controllers.machine import Machines
+from stead.controllers.migration import Migrations
 from stead.controllers.namespaces import Namespaces
 from stead.controllers.profiles import Profiles
 from stead.controllers.quota import QuotaCounts
@@ -80,9 +82,12 @@ def all_controllers(world: World, options: ControllerOptions) -> list[Controller
     """Every controller but the garbage collector, wired to the world's informers."""
     kinds = storable()
     addresses, healing = Addresses(world, options.pod_cidr), Healing(world)
+    instances = Instances(world, addresses)
     found = [
         Machines(world).controller(),
-        Instances(world, addresses).controller(),
+        instances.controller(),
+        Migrations(world, instances.place_elsewhere).controller(),
+        Evacuations(world).controller(),
         addresses.controller(),
         Disks(world).controller(),
         *Volumes(world).controllers(),

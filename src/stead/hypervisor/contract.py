@@ -66,11 +66,11 @@ class StopReason(StrEnum):
     MIGRATION = "migration"
 
 
-class _Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of the value types below: immutable, comparable, JSON-encodable."""
 
 
-class Cpu(_Value, frozen=True):
+class Cpu(Value, frozen=True):
     """Topology and model. `max_sockets` > `sockets` leaves room for CPUs plugged in later.
 
     `mode`: `host-model`, `host-passthrough`, `maximum` or `custom` (then `model` names it). `features` are
@@ -88,7 +88,7 @@ class Cpu(_Value, frozen=True):
     emulator_cpus: tuple[int, ...] = ()
 
 
-class Memory(_Value, frozen=True):
+class Memory(Value, frozen=True):
     """Sizes in bytes. `maximum` > `size` leaves room for memory plugged in later (virtio-mem)."""
 
     size: int
@@ -98,7 +98,7 @@ class Memory(_Value, frozen=True):
     shared: bool = False  # memfd, shared: virtiofs and vhost-user need it
 
 
-class Firmware(_Value, frozen=True):
+class Firmware(Value, frozen=True):
     """`kind` is bios or efi. Kernel boot overrides the boot order when `kernel` is set. `nvram` is per machine."""
 
     kind: str = "bios"
@@ -114,7 +114,7 @@ class Firmware(_Value, frozen=True):
     sysinfo: tuple[tuple[str, str], ...] = ()  # SMBIOS: ("system.manufacturer", "…"), ("chassis.asset", "…")
 
 
-class Disk(_Value, frozen=True):
+class Disk(Value, frozen=True):
     """A block device. `name` is the API's disk name and becomes the device alias; `path` is opened as `format`.
 
     `device` is disk, cdrom or lun; an empty `path` is an empty tray. `source` is file or block. `base` makes `path` an
@@ -148,7 +148,7 @@ class Disk(_Value, frozen=True):
     queues: int = 0  # of a virtio disk; 0 = the hypervisor's choice
 
 
-class Nic(_Value, frozen=True):
+class Nic(Value, frozen=True):
     """A network device. `backend` is tap (an existing device `target`, made by the agent), bridge (a host bridge
     `target`; the hypervisor makes the tap) or passt (user-mode; `passt` holds its options).
     """
@@ -167,14 +167,14 @@ class Nic(_Value, frozen=True):
     passt: dict[str, Any] = {}
 
 
-class Graphics(_Value, frozen=True):
+class Graphics(Value, frozen=True):
     """VNC on a unix socket and a video device (vga, bochs, virtio, ramfb, cirrus). Never on TCP."""
 
     vnc_socket: str
     video: str = "vga"
 
 
-class Isolation(_Value, frozen=True):
+class Isolation(Value, frozen=True):
     """How the process is confined. `uid`/`gid` own the QEMU process and its files; limits go to its cgroup."""
 
     uid: int = 0
@@ -187,7 +187,7 @@ class Isolation(_Value, frozen=True):
     network_namespace: str = ""
 
 
-class Machine(_Value, frozen=True):
+class Machine(Value, frozen=True):
     """The complete desired machine. `uid` is the VMI's uid and names it at the hypervisor; the same value twice is a
     no-op. Fields that a driver cannot honour raise `Unsupported` from `define`. `clock_offset` is utc, localtime,
     `variable:<seconds from UTC>` or `timezone:<name>`.
@@ -228,7 +228,7 @@ class Machine(_Value, frozen=True):
     software_emulation: bool = False
 
 
-class Observed(_Value, frozen=True):
+class Observed(Value, frozen=True):
     """What the hypervisor reports of one machine."""
 
     uid: str
@@ -243,7 +243,7 @@ class Observed(_Value, frozen=True):
     detail: str = ""
 
 
-class DriverEvent(_Value, frozen=True):
+class DriverEvent(Value, frozen=True):
     """Something happened to a machine: `kind` is lifecycle, agent, io-error, reboot, panic, watchdog, changed or lost.
 
     `lost` (empty uid) says that the connection to the hypervisor broke or came back: observe everything again.
@@ -254,7 +254,7 @@ class DriverEvent(_Value, frozen=True):
     detail: str = ""
 
 
-class Capabilities(_Value, frozen=True):
+class Capabilities(Value, frozen=True):
     """What driver and host offer. `features` are Machine field names (dotted) that `define` honours."""
 
     driver: str
@@ -351,14 +351,14 @@ class Hypervisor(Protocol):
         ...
 
 
-class BackupDisk(_Value, frozen=True):
+class BackupDisk(Value, frozen=True):
     """A disk of a backup: its name (which is the export's too), and where what the guest overwrites meanwhile goes."""
 
     name: str
     scratch: str
 
 
-class BackupJob(_Value, frozen=True):
+class BackupJob(Value, frozen=True):
     """A frozen view of disks of a running machine, served over NBD on the unix socket `socket` (made there, 0600).
 
     From `checkpoint` on, changes are recorded. `since` names an earlier one: each export then carries a bitmap
@@ -375,7 +375,7 @@ class BackupJob(_Value, frozen=True):
 BACKUP_BITMAP = "changed"
 
 
-class Checkpoint(_Value, frozen=True):
+class Checkpoint(Value, frozen=True):
     """Since when changes are recorded. `record` is the driver's own text, with which it knows the checkpoint again."""
 
     name: str

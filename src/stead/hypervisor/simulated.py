@@ -11,8 +11,9 @@ import asyncio
 import builtins
 import hashlib
 import random
+import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -30,6 +31,7 @@ from stead.hypervisor.contract import (
     StopReason,
     Unsupported,
 )
+from stead.hypervisor.migration import Order, Progress
 from stead.hypervisor.subscribers import Subscribers
 
 # A one-pixel PNG: what a screenshot of nothing looks like.
@@ -65,6 +67,9 @@ class _Entry(msgspec.Struct):
 class SimulatedHypervisor:
     """`Hypervisor` without a hypervisor. `crash` and `change_out_of_band` are what tests do to its machines."""
 
+    #: drivers of one process by what `peer_socket` calls them
+    _peers: weakref.WeakValueDictionary[str, SimulatedHypervisor] = weakref.WeakValueDictionary()
+
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or Script()
         self._machines: dict[str, _Entry] = {}
@@ -73,6 +78,8 @@ class SimulatedHypervisor:
         self._calls: Counter[str] = Counter()
         self._random = random.Random(self.script.seed)  # noqa: S311  # delays, not secrets
         self._timers: set[asyncio.TimerHandle] = set()
+        self._moving: dict[str, asyncio.Event] = {}  # set = to be aborted
+        self._peers[f"simulated-{id(self)}"] = self
         self._next_pid = 1_000_000_000  # above any real pid: nobody may signal one by mistake
 
     async def open(self) -> None: ...
@@ -129,6 +136,7 @@ class SimulatedHypervisor:
             features=tuple(sorted(Machine.__struct_fields__)),
             software_emulation=True,
             software_emulation_reason="the simulated driver runs no guests at all",
+            live_migration=True,
         )
 
     async def define(self, machine: Machine) -> None:
@@ -255,6 +263,56 @@ class SimulatedHypervisor:
         names = [f"block.{disk.name}.{way}_bytes" for disk in entry.machine.disks for way in ("rd", "wr")]
         found = {"cpu_time_ns": 0.0, "memory_rss_bytes": float(entry.machine.memory.size), **dict.fromkeys(names, 0.0)}
         return {**found, "balloon_bytes": float(entry.machine.memory.size)}
+
+    # -- live migration -------------------------------------------------------------------------------------------
+
+    async def peer_socket(self) -> str:
+        return f"simulated-{id(self)}"
+
+    def peer_gate(self, uid: str) -> Callable[[bytes], bytes]:
+        return lambda data: data
+
+    async def migrate(self, order: Order) -> None:
+        entry = self._running(order.uid, "migrate")
+        target = self._peers.get(order.peer)
+        subject = f"{entry.machine.namespace}/{entry.machine.name}"
+        if target is None:
+            raise Failed(f"migrate of {subject}: nobody answers at {order.peer}")
+        aborted = self._moving[order.uid] = asyncio.Event()
+        try:
+            await self._operation("migrate", order.uid)
+            if aborted.is_set():
+                raise Failed(f"migrate of {subject}: it was aborted")
+        finally:
+            del self._moving[order.uid]
+        target.receive(order.machine, entry.state, entry.reason)
+        self._end(order.uid, StopReason.MIGRATED)
+        self._machines.pop(order.uid, None)
+
+    def receive(self, machine: Machine, state: State, reason: StopReason) -> None:
+        """The other side of `migrate`: the machine runs here now."""
+        self._next_pid += 1
+        entry = _Entry(machine, state=state, reason=reason, pid=self._next_pid, run=1)
+        self._machines[machine.uid] = entry
+        for detail in ("started", "resumed"):
+            self._publish(machine.uid, "lifecycle", detail)
+        if machine.guest_agent and self.script.agent_seconds >= 0:
+            self._later(self.script.agent_seconds, self._agent_comes, machine.uid, entry.run)
+
+    async def migration_progress(self, uid: str) -> Progress | None:
+        return Progress(total=1, remaining=1) if uid in self._moving else None
+
+    async def abort_migration(self, uid: str) -> None:
+        if uid not in self._moving:
+            raise Busy(f"abort of the migration of {uid}: none is under way")
+        self._moving[uid].set()
+
+    async def start_post_copy(self, uid: str) -> None:
+        if uid not in self._moving:
+            raise Busy(f"switch to post-copy of {uid}: no migration is under way")
+
+    async def received(self, machine: Machine) -> None:
+        self._running(machine.uid, "received")
 
     # -- what tests do to machines --------------------------------------------------------------------------------
 

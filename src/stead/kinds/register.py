@@ -20,6 +20,7 @@ from stead.kinds import (
     joins,
     kubevirt,
     machine,
+    migration,
     network,
     policy,
     preference,
@@ -102,6 +103,26 @@ KUBEVIRT = _kubevirt(
     short_names=("kv", "kvs"),
     status_subresource=True,
     columns=(AGE, Column("Phase", "string", ".status.phase")),
+)
+MIGRATION = _kubevirt(
+    "VirtualMachineInstanceMigration",
+    "virtualmachineinstancemigrations",
+    migration.VirtualMachineInstanceMigration,
+    short_names=("vmim", "vmims"),
+    status_subresource=True,
+    columns=(
+        Column("Phase", "string", ".status.phase", description="The current phase of VM instance migration"),
+        Column("VMI", "string", ".spec.vmiName", description="The name of the VMI to perform the migration on"),
+    ),
+)
+MIGRATION_POLICY = _custom(
+    "migrations.kubevirt.io",
+    "v1alpha1",
+    "MigrationPolicy",
+    "migrationpolicies",
+    migration.MigrationPolicy,
+    namespaced=False,
+    status_subresource=True,
 )
 
 _INSTANCETYPE_GROUP = "instancetype.kubevirt.io"
@@ -583,6 +604,8 @@ ALL: tuple[Resource, ...] = (
     VIRTUAL_MACHINE,
     VIRTUAL_MACHINE_INSTANCE,
     KUBEVIRT,
+    MIGRATION,
+    MIGRATION_POLICY,
     INSTANCETYPE,
     CLUSTER_INSTANCETYPE,
     PREFERENCE,

@@ -33,6 +33,8 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True):
     run_dir: str = "/run/stead/network"
     mtu: int = 0
     upstream: tuple[str, ...] = ()
+    #: this host's address on the segment that the hosts of the cluster share; "" = the network ends at this host
+    overlay: str = ""
 
     @property
     def gateway(self) -> str:
@@ -77,7 +79,8 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """What one machine's masquerade interface asks for. `ports` are (protocol, port); empty = all.
 
     `dns` empty = the gateway's resolver. `options` are further DHCPv4 options, (number, value text). `queues` above 1
-    makes a tap of several queues. `owner_uid` may open the tap.
+    makes a tap of several queues. `owner_uid` may open the tap. `standby`: the guest still runs on another host, and
+    the address stays silent here until it is announced.
     """
 
     machine_uid: str
@@ -97,6 +100,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     options: tuple[tuple[int, str], ...] = ()
     boot_file: str = ""
     tftp_server: str = ""
+    standby: bool = False
 
     @property
     def guest_ipv4(self) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import socket as socket_module
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from stead.network.attachment import NetworkError
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 _IFF_LOWER_UP = 0x10000
+#: a lost frame must not leave a switch with the old place
+_ANNOUNCEMENTS = 3
 
 
 @contextlib.contextmanager
@@ -43,6 +46,16 @@ def index_of(socket: Any, name: str) -> int:
 
 def names(socket: Any) -> list[str]:
     return [str(link.get("ifname")) for link in socket.get_links()]
+
+
+def announce_address(name: str, mac: str, ipv4: str) -> None:
+    """Tell all neighbours, by gratuitous ARP, that an address is at this interface now. RFC 5227, section 3."""
+    hardware, address = bytes.fromhex(mac.replace(":", "")), socket_module.inet_aton(ipv4)
+    request = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + hardware + address + bytes(6) + address
+    with socket_module.socket(socket_module.AF_PACKET, socket_module.SOCK_RAW) as raw:
+        raw.bind((name, 0))
+        for _ in range(_ANNOUNCEMENTS):
+            raw.send(b"\xff" * 6 + hardware + struct.pack("!H", 0x0806) + request)
 
 
 def has_carrier(socket: Any, name: str) -> bool:

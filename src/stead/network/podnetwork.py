@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from stead.network import dnsmasq, links, namespaces, nftables
+from stead.network import dnsmasq, links, namespaces, nftables, overlay
 from stead.network.addresses import is_within, mac_from_seed, overlaps, prefix_of
 from stead.network.attachment import Attached, Attachment, NetworkConfig, NetworkError
 from stead.network.rules import UPLINK, delete_host_rules, host_rules, machine_rules
@@ -97,8 +97,10 @@ class PodNetwork:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o755)
         with links.netlink() as socket:
             self._refuse_conflicts(socket)
-            self._mtu = config.mtu or links.default_mtu(socket)
+            self._mtu = config.mtu or links.default_mtu(socket) - (overlay.OVERHEAD_BYTES if config.overlay else 0)
             made = links.ensure_bridge(socket, config.bridge, config.gateway, config.prefix, self._mtu)
+            if config.overlay:
+                overlay.ensure(socket, config, self._mtu)
         forwarding = links.set_sysctl("net.ipv4.ip_forward", "1")
         record = self._folder / "host.json"
         if not record.exists():
@@ -119,6 +121,14 @@ class PodNetwork:
                     "choose another pod_cidr"
                 )
 
+    async def join(self, peers: frozenset[str]) -> None:
+        """The other hosts of the cluster, by their addresses on the shared segment. Raises NetworkError."""
+        await self._run(self._join, peers)
+
+    def _join(self, peers: frozenset[str]) -> None:
+        with links.netlink() as socket:
+            overlay.join(socket, self.config, peers)
+
     def _remove_host(self) -> None:
         config = self.config
         dnsmasq.stop("dns", self._folder)
@@ -128,6 +138,8 @@ class PodNetwork:
         with contextlib.suppress(OSError, msgspec.DecodeError):
             host = msgspec.json.decode(record.read_bytes(), type=_Host)
             with links.netlink() as socket:
+                if config.overlay:
+                    overlay.remove(socket, config)
                 if host.bridge_made:
                     links.delete_link(socket, config.bridge)
             links.set_sysctl("net.ipv4.ip_forward", host.forwarding)
@@ -231,8 +243,9 @@ class PodNetwork:
                 # An address keeps its MAC over restarts: what neighbours remember of it stays true.
                 socket.link("set", index=uplink, address=mac_from_seed(f"uplink {request.ipv4}"))
                 links.ensure_address(socket, uplink, request.ipv4, config.prefix)
-                socket.link("set", index=uplink, state="up")
-                socket.route("replace", dst="default", gateway=config.gateway)
+                if not request.standby:
+                    socket.link("set", index=uplink, state="up")
+                    socket.route("replace", dst="default", gateway=config.gateway)
             nftables.load(machine_rules(request, tap, config.gateway), uid)
             links.set_sysctl("net.ipv4.ip_forward", "1")
             dnsmasq.start("dhcp", folder)
@@ -268,6 +281,34 @@ class PodNetwork:
                     links.ensure_address(socket, index, request.guest_gateway_v6, prefix_of(request.guest_cidr_v6))
                 socket.link("set", index=index, state="up")
             dnsmasq.start("dhcp", self._folder / uid)
+
+    async def announce(self, uid: str) -> None:
+        """The guest runs here now: bring its address up and tell the neighbours. Idempotent. Raises NetworkError."""
+        async with self._lock(uid):
+            await self._run(self._announce, uid)
+
+    def _announce(self, uid: str) -> None:
+        request = self._known(uid)
+        if request is None:
+            raise NetworkError(f"announce {uid}: the machine is not attached")
+        if not request.standby:
+            return
+        with namespaces.inside(self.config.namespace(uid)):
+            with links.netlink() as socket:
+                socket.link("set", index=links.index_of(socket, UPLINK), state="up")
+                socket.route("replace", dst="default", gateway=self.config.gateway)
+            links.announce_address(UPLINK, mac_from_seed(f"uplink {request.ipv4}"), request.ipv4)
+        settled = msgspec.structs.replace(request, standby=False)
+        _write(self._folder / uid / _MADE, msgspec.json.encode(settled))
+
+    async def withdraw(self, uid: str) -> None:
+        """The guest runs on another host now: nothing here answers for its address. Raises NetworkError."""
+        async with self._lock(uid):
+            await self._run(self._withdraw, uid)
+
+    def _withdraw(self, uid: str) -> None:
+        with namespaces.inside(self.config.namespace(uid)), links.netlink() as socket:
+            socket.link("set", index=links.index_of(socket, UPLINK), state="down")
 
     def _bring_back(self, request: Attachment) -> None:
         """Of a machine that is off: its tap, to the host's namespace, where the hypervisor opens it."""

@@ -24,6 +24,7 @@ Object = dict[str, Any]
 PREFIX = "system:node:"
 GROUP = "system:nodes"
 NODE_LABEL = "kubevirt.io/nodeName"
+TARGET_LABEL = "kubevirt.io/migrationTargetNodeName"
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
 SOURCE = "stead.io/source"
 SNAPSHOT_HOST = "stead.io/host"
@@ -36,6 +37,12 @@ OWN_FINALIZERS = frozenset({"kubevirt.io/foregroundDeleteVirtualMachine", "stead
 _CLAIM_ANNOTATIONS = frozenset({"stead.io/volume-handle", "stead.io/transfer", "stead.io/image-digest"})
 #: labels that an image suggests and a host may add to the claim
 _LABEL_PREFIX = "instancetype.kubevirt.io/"
+
+#: fields of `migrationState` that the target of a migration writes; it fails one only before it began
+_ARRIVAL_FIELDS = frozenset({
+    "targetNodeAddress", "targetNodeDomainDetected", "targetNodeDomainReadyTimestamp", "failed", "failureReason",
+    "endTimestamp",
+})  # fmt: skip
 
 #: kinds without secrets that every host may read: (group, plural)
 _OPEN_READS = frozenset({
@@ -123,13 +130,14 @@ class NodeGuard:
                 terms = [str(term) for term in selectors.parse_labels(asked.labels).requirements]
             except ApiError:
                 terms = []
-            fits = label in terms or f"{NODE_LABEL}=={host}" in terms
+            labels = (label, f"{NODE_LABEL}=={host}", f"{TARGET_LABEL}={host}", f"{TARGET_LABEL}=={host}")
+            fits = any(allowed in terms for allowed in labels)
             return _ALLOWED if fits else _no(f"a host lists instances by the label {label} only")
         found = self._registry.peek(register.VIRTUAL_MACHINE_INSTANCE, asked.namespace, asked.name)
         if found is None:
             # A host must learn that an instance has gone; there is nothing to see.
             return _ALLOWED if asked.verb == "get" else _no("there is no such instance")
-        if asked.verb in ("get", "update", "patch") and host_of(found) == host:
+        if asked.verb in ("get", "update", "patch") and host in (host_of(found), target_of(found)):
             return _ALLOWED
         return _no(f"the instance is not bound to host {host}")
 
@@ -161,7 +169,7 @@ class NodeGuard:
     def _mine(self, host: str, namespace: str) -> list[Object]:
         """Instances in a namespace that are bound to the host."""
         found = self._registry.peek_all(register.VIRTUAL_MACHINE_INSTANCE, namespace)
-        return [vmi for vmi in found if host_of(vmi) == host]
+        return [vmi for vmi in found if host in (host_of(vmi), target_of(vmi))]
 
     def _claim_is_mine(self, host: str, namespace: str, name: str) -> bool:
         claim = self._registry.peek(register.PERSISTENT_VOLUME_CLAIM, namespace, name)
@@ -224,7 +232,7 @@ class NodeGuard:
         if gone - OWN_FINALIZERS or added - OWN_FINALIZERS:
             return f"may not touch the finalizers {sorted((gone | added) - OWN_FINALIZERS)}"
         if resource.kind == "VirtualMachineInstance":
-            return _instance_trouble(old, new)
+            return _arrival_trouble(old, new) if host_of(old) != host else _instance_trouble(old, new)
         if resource.kind == register.BACKUP.kind:
             return "may not change what was given to it" if _given(old) != _given(new) else ""
         if resource.kind in ("PersistentVolumeClaim", "PersistentVolume"):
@@ -256,6 +264,19 @@ def _instance_trouble(old: Object, new: Object) -> str:
     return ""
 
 
+def _arrival_trouble(old: Object, new: Object) -> str:
+    """A host that a machine is on its way to writes its part of the migration's state, nothing else."""
+
+    def rest(vmi: Object) -> Object:
+        status = dict(vmi.get("status") or {})
+        state = status.pop("migrationState", None) or {}
+        kept = {key: value for key, value in state.items() if key not in _ARRIVAL_FIELDS}
+        metadata = {key: vmi["metadata"].get(key) for key in ("labels", "annotations", "finalizers", "ownerReferences")}
+        return {"spec": vmi.get("spec"), "status": status, "state": kept, "metadata": metadata}
+
+    return "" if rest(old) == rest(new) else "may change only how far the machine's arrival is"
+
+
 def _volume_trouble(old: Object, new: Object) -> str:
     if old.get("spec") != new.get("spec") or old.get("status") != new.get("status"):
         return "may not change spec or status"
@@ -268,6 +289,14 @@ def _volume_trouble(old: Object, new: Object) -> str:
     if any(key in before or not key.startswith(_LABEL_PREFIX) for key in changed):
         return f"may not change the labels {sorted(changed)}"
     return ""
+
+
+def target_of(vmi: Object) -> str:
+    """The host that an instance is on its way to, or ""."""
+    state = (vmi.get("status") or {}).get("migrationState") or {}
+    target = str(state.get("targetNode") or "")
+    labelled = (vmi["metadata"].get("labels") or {}).get(TARGET_LABEL)
+    return target if target == labelled and not state.get("failed") else ""
 
 
 def _snapshot_trouble(old: Object, new: Object) -> str:

@@ -44,6 +44,7 @@ from stead.hypervisor.libvirt.emulation import probe
 from stead.hypervisor.libvirt.events import lifecycle_detail, register_callbacks, state_from_libvirt
 from stead.hypervisor.libvirt.firmware import choose_template, read_descriptors
 from stead.hypervisor.libvirt.hotplug import apply_in_place
+from stead.hypervisor.libvirt.moving import Moving
 from stead.hypervisor.libvirt.screen import read_screen
 from stead.hypervisor.libvirt.statistics import read_statistics
 from stead.hypervisor.libvirt.xml import (
@@ -63,7 +64,7 @@ PROBE_SECONDS = 120.0  # libvirt's own probe of QEMU is part of the first capabi
 AGENT_SECONDS = 5
 
 
-class LibvirtHypervisor:
+class LibvirtHypervisor(Moving):
     """`Hypervisor` on libvirt's QEMU driver. `state_dir` keeps the probe's answer over restarts (optional).
 
     Several Steads may share one libvirt: with `instance`, the domains of any other are foreign.

@@ -18,6 +18,7 @@ from stead.server.admission import (
     rules_instance,
     rules_instancetype,
     rules_machine,
+    rules_migration,
     rules_snapshot,
     rules_update,
 )
@@ -76,6 +77,10 @@ def admit(request: AdmissionRequest, lookup: Lookup) -> tuple[Json, list[str]]:
         rules_instancetype.check_preference(request.obj.get("spec") or {}, findings)
     elif request.subresource:
         return request.obj, []
+    elif kind == register.MIGRATION.kind:
+        return rules_migration.admitted_migration(request, cluster), []
+    elif kind == register.MIGRATION_POLICY.kind:
+        rules_migration.check_policy(request.obj.get("spec") or {}, findings)
     elif kind == register.DATA_VOLUME.kind:
         rules_cdi.check_data_volume(request.obj, request.old, lookup, request.namespace, findings)
     elif kind == register.DATA_SOURCE.kind:

@@ -7,7 +7,6 @@ controller grants them. Rules and texts are KubeVirt's (notes 2, observed 43-45,
 
 from __future__ import annotations
 
-from stead.kube.errors import ApiError
 from stead.server.lifecycle.contract import (
     FINAL_PHASES,
     Decision,
@@ -88,16 +87,12 @@ def decide_restart(name: str, machine: Json | None, instance: Json | None, body:
     )
 
 
-def decide_migrate(
-    name: str, machine: Json | None, instance: Json | None, body: Json | None, supported: bool
-) -> Decision:
-    """Move a running machine to another host. `supported` False: refused in words that say so, dry run or not."""
+def decide_migrate(name: str, machine: Json | None, instance: Json | None, body: Json | None) -> Decision:
+    """Move a running machine to another host."""
     found_machine(machine, name)
     instance = found_instance(instance, name)
     if not is_running(instance):
         raise machine_conflict(name, "VM is not running")
-    if not supported:
-        raise ApiError("MethodNotAllowed", f'cannot migrate "{name}": this server does not move running machines yet')
     spec: Json = {"vmiName": name}
     if (body or {}).get("addedNodeSelector"):
         spec["addedNodeSelector"] = dict((body or {})["addedNodeSelector"])

@@ -33,7 +33,6 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     body: Json | None = None
     machine: Json | None = None
     instance: Json | None = None
-    can_migrate: bool = False
     preserve_session: bool = False
 
 
@@ -43,7 +42,7 @@ _MACHINE_CALLS: dict[str, _Decider] = {
     "start": lambda c: power.decide_start(c.name, c.machine, c.instance, c.body),
     "stop": lambda c: power.decide_stop(c.name, c.machine, c.instance, c.body),
     "restart": lambda c: power.decide_restart(c.name, c.machine, c.instance, c.body),
-    "migrate": lambda c: power.decide_migrate(c.name, c.machine, c.instance, c.body, c.can_migrate),
+    "migrate": lambda c: power.decide_migrate(c.name, c.machine, c.instance, c.body),
     "evacuate/cancel": lambda c: power.decide_cancel_evacuation(c.name, c.instance, c.body, c.machine, of_machine=True),
     "addvolume": lambda c: volumes.decide_add_volume(c.name, c.machine, c.body),
     "removevolume": lambda c: volumes.decide_remove_volume(c.name, c.machine, c.body),
