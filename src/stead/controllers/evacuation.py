@@ -1,10 +1,10 @@
 """Empties hosts: makes migrations for the machines that a drain or an eviction wants away.
 
 Started by `controllers.start`. A machine is to go when its `status.evacuationNodeName` names its host (an eviction, see
-`server/admission/eviction.py`), or when its host bears the taint `kubevirt.io/drain` and its eviction strategy is one
-of LiveMigrate's. Each such machine that can move gets one migration of priority system-critical at a time; a failed one
-is followed by another after a pause that doubles. Sole writer of those migrations. Source: KubeVirt's evacuation
-controller (notes 4.8).
+`server/admission/eviction.py`), or when its host bears the taint `kubevirt.io/drain` and its eviction strategy moves it
+(`kinds.hosts.decide_leaving`). Each such machine that can move gets one migration of priority system-critical at a time;
+a failed one is followed by another after a pause that doubles. Sole writer of those migrations. Source: KubeVirt's
+evacuation controller (notes 4.8).
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from stead.client.informer import Key, key_of
 from stead.controllers.conditions import is_condition, is_deleting, owner_reference, spec_of, status_of, time_from_text
 from stead.controllers.machine_status import is_final
 from stead.controllers.migration import FINAL, phase_of
-from stead.controllers.migration_policy import DEFAULTS
 from stead.controllers.runner import Controller, Source, World, own_key
+from stead.kinds.hosts import DRAIN_TAINT, decide_leaving, has_taint
 from stead.kinds.register import MIGRATION, NODE, VIRTUAL_MACHINE_INSTANCE
 
 Object = dict[str, Any]
 
-DRAIN_TAINT = str(DEFAULTS["nodeDrainTaintKey"])
-STRATEGIES = ("LiveMigrate", "LiveMigrateIfPossible")
 PREFIX = "kubevirt-evacuation-"
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 20.0, 640.0
 
@@ -35,8 +33,7 @@ def is_to_go(vmi: Object, node: Object | None) -> bool:
         return False
     if status_of(vmi).get("evacuationNodeName") == host:
         return True
-    drained = any(taint.get("key") == DRAIN_TAINT for taint in spec_of(node).get("taints") or ())
-    return drained and spec_of(vmi).get("evictionStrategy") in STRATEGIES
+    return has_taint(node or {}, DRAIN_TAINT["key"]) and decide_leaving(vmi)[0] == "move"
 
 
 def pause_left(earlier: list[Object], now: datetime) -> float:
