@@ -2,9 +2,9 @@
 
 Started by `controllers.start`. A machine is to go when its `status.evacuationNodeName` names its host (an eviction, see
 `server/admission/eviction.py`), or when its host bears the taint `kubevirt.io/drain` and its eviction strategy moves it
-(`kinds.hosts.decide_leaving`). Each such machine that can move gets one migration of priority system-critical at a time;
-a failed one is followed by another after a pause that doubles. Sole writer of those migrations. Source: KubeVirt's
-evacuation controller (notes 4.8).
+(`kinds.hosts.decide_leaving`). Each such machine that can move gets one migration of priority system-critical at a
+time; a failed one is followed by another after a pause that doubles. Sole writer of those migrations. Source:
+KubeVirt's evacuation controller (notes 4.8).
 """
 
 from __future__ import annotations
