@@ -75,13 +75,14 @@ class Pair:
     def __init__(self, source: Side, target: Side, peer: str) -> None:
         self.source, self.target, self.peer = source, target, peer
         self.uid = str(uuid.uuid4())
+        self.arriving: Machine | None = None
 
     async def order(self, uid: str) -> Order:
         address = self.target.host.address if self.target.host else "192.0.2.1"
         for side, other, owner in ((self.source, self.target, OWNERS[0]), (self.target, self.source, OWNERS[1])):
             if side.keys is not None and other.keys is not None:
                 side.keys.begin(uid, other.keys.authority, owner)
-        machine = self.target.machine(uid, OWNERS[1])
+        machine = self.arriving = self.target.machine(uid, OWNERS[1])
         return Order(uid=uid, machine=machine, peer=self.peer, address=address, server_name=address,
                      copied_disks=("root",))  # fmt: skip
 
@@ -110,7 +111,8 @@ async def _libvirt(tmp_path: Path) -> AsyncIterator[Pair]:
         async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             there = await asyncio.open_unix_connection(await sides[1].driver.peer_socket())
 
-            gate = sides[1].driver.peer_gate(pair.uid)
+            assert pair.arriving is not None
+            gate = sides[1].driver.peer_gate(pair.arriving)
 
             async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter, gated: bool) -> None:
                 with contextlib.suppress(OSError, Unsupported):

@@ -300,8 +300,10 @@ class Arrivals:
             raise ApiError("BadRequest", "the hypervisor of this host receives no machines")
         return Path(await hypervisor.peer_socket())
 
-    def gate(self, uid: str) -> Callable[[bytes], bytes]:
-        """What of a source's words may reach our hypervisor."""
+    def gate(self, arrival: Arrival) -> Callable[[bytes], bytes]:
+        """What of a source's words may reach our hypervisor. Raises ApiError 409 when nothing is prepared."""
         hypervisor = self._shop.hypervisor
         assert isinstance(hypervisor, Migrating)  # `peer_socket` was asked before
-        return hypervisor.peer_gate(uid)
+        if arrival.machine is None:
+            raise ApiError("Conflict", f"host {self._shop.settings.host_name} is not ready for {arrival.title}")
+        return hypervisor.peer_gate(arrival.machine)

@@ -262,12 +262,14 @@ class Server:
 
     async def _join(self, request: web.Request) -> web.StreamResponse:
         """Join the source's hypervisor with ours, for as long as that machine is on its way."""
-        arrivals, uid = self._host.arrivals, request.match_info["uid"]
-        arrivals.find(uid, _common_name(request))
-        reader, writer = await relays.open_machine_socket(await arrivals.peer_socket())
+        arrivals = self._host.arrivals
+        arrival = arrivals.find(request.match_info["uid"], _common_name(request))
+        socket = await arrivals.peer_socket()
+        gate = arrivals.gate(arrival)
+        reader, writer = await relays.open_machine_socket(socket)
         ws = web.WebSocketResponse(heartbeat=10.0, max_msg_size=0, compress=False)
         await ws.prepare(request)
-        await relays.relay(ws, reader, writer, arrivals.gate(uid))
+        await relays.relay(ws, reader, writer, gate)
         return ws
 
     async def _export(self, request: web.Request) -> web.StreamResponse:

@@ -55,9 +55,9 @@ class Migrating(Protocol):
         """The unix socket of this host's hypervisor that a source's is joined with. Unsupported when there is none."""
         ...
 
-    def peer_gate(self, uid: str) -> Callable[[bytes], bytes]:
-        """For what a source says through that socket about one machine: called with what arrives, it returns what may
-        go on, and raises Unsupported for what is no part of a migration.
+    def peer_gate(self, machine: Machine) -> Callable[[bytes], bytes]:
+        """For what a source says through that socket about a machine that was prepared here: called with what
+        arrives, it returns what may go on, and raises Unsupported for what is no part of its migration.
         """
         ...
 

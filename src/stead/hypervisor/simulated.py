@@ -269,7 +269,7 @@ class SimulatedHypervisor:
     async def peer_socket(self) -> str:
         return f"simulated-{id(self)}"
 
-    def peer_gate(self, uid: str) -> Callable[[bytes], bytes]:
+    def peer_gate(self, machine: Machine) -> Callable[[bytes], bytes]:
         return lambda data: data
 
     async def migrate(self, order: Order) -> None:

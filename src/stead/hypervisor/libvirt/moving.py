@@ -118,8 +118,8 @@ class Moving:
     async def peer_socket(self) -> str:
         return socket_of(self._uri)
 
-    def peer_gate(self, uid: str) -> Callable[[bytes], bytes]:
-        return Gate(uid).feed
+    def peer_gate(self, machine: Machine) -> Callable[[bytes], bytes]:
+        return Gate(machine).feed
 
     async def migrate(self, order: Order) -> None:
         subject = subject_of(order.machine)
