@@ -20,6 +20,7 @@ from stead.cli.session import Session, command
 from stead.client.contract import Object, Selection
 from stead.kinds import exported, register
 from stead.kinds.resource import Resource
+from stead.kinds.snapshot import RUNS_STILL
 from stead.kube.errors import ApiError
 
 _LOOK_SECONDS = 0.2
@@ -76,7 +77,8 @@ def _judge_snapshot(snapshot: Object) -> tuple[bool, str]:
 
 def _judge_restore(restore: Object) -> tuple[bool, str]:
     if trouble := _reason(restore, "Failure"):
-        raise click.ClickException(f"restore {restore['metadata']['name']} failed: {trouble}")
+        hint = "; wait until it has stopped, or add --while-running StopTarget" if trouble == RUNS_STILL else ""
+        raise click.ClickException(f"restore {restore['metadata']['name']} failed: {trouble}{hint}")
     return bool((restore.get("status") or {}).get("complete")), _reason(restore, "Progressing") or "declared"
 
 

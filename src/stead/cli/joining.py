@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import datetime
 import hashlib
+import ipaddress
 import os
 import secrets
+import urllib.parse
 from pathlib import Path
 
 import click
@@ -150,7 +152,20 @@ async def create_token(session: Session, ttl: str, host: str, server: str, form:
         click.echo(output.dump(told, form))
     else:
         click.echo(f"stead join {url} --token {whole}")
+        if is_loopback(url):
+            click.echo(
+                f"{url} is this host alone: set `listen_address`, or give --server.", err=True
+            )
         click.echo(f"Good once, until {data['expiration']}; `stead token revoke {token_id}` ends it.", err=True)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names the host itself, by address or as localhost."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def seconds_of(text: str) -> int:

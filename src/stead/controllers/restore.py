@@ -44,6 +44,7 @@ from stead.kinds.register import (
     VIRTUAL_MACHINE_INSTANCE,
     VOLUME_SNAPSHOT,
 )
+from stead.kinds.snapshot import RUNS_STILL
 from stead.kube.errors import ApiError
 
 Object = dict[str, Any]
@@ -112,7 +113,7 @@ def _decide_running(view: View) -> Step:
     if policy == "WaitEventually":
         return Step("wait", _WAITING)
     if policy == "FailImmediate":
-        return Step("fail", "Restore target VMI still exists")
+        return Step("fail", RUNS_STILL)
     begun = time_from_text(view.restore["metadata"]["creationTimestamp"])
     if view.now >= begun + timedelta(seconds=GRACE_SECONDS):
         return Step("fail", "Restore target failed to be ready within 5m0s")

@@ -27,6 +27,9 @@ from stead.kinds.meta import (
 )
 from stead.kinds.storage import PersistentVolumeClaimSpec
 
+#: a restore's failure, in KubeVirt's words, when its machine runs and it shall not wait
+RUNS_STILL = "Restore target VMI still exists"
+
 
 class VirtualMachineSnapshot(KubernetesObject, kw_only=True):
     """A machine and its disks as they were at one moment."""
