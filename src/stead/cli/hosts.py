@@ -314,10 +314,16 @@ def uninstall(delete_machines_and_disks: bool) -> None:
             _stop(settings, pid, 30)
         asyncio.run(run.remove(settings))
     click.echo("Stead's processes, bridge, rules and state are gone from this host.")
+    for folder in settings.all_backup_roots:
+        if folder.is_dir() and any(folder.iterdir()):
+            click.echo(f"Backups in {folder} stay; the keys of their repositories read them in another Stead.")
 
 
 async def _empty(settings: Settings, delete: bool) -> None:
-    """List every machine and volume; delete them all when told so, else refuse. Raises click.ClickException."""
+    """List every machine, volume and snapshot; delete them all when told so, else refuse. Backups stay as they are.
+
+    Raises click.ClickException.
+    """
     client = DirectClient(load(installation.Files.of(settings).admin_kubeconfig))
     session = Session(client, "", settings)
     try:
@@ -327,15 +333,17 @@ async def _empty(settings: Settings, delete: bool) -> None:
             if not owned.intersection(owner["uid"] for owner in item["metadata"].get("ownerReferences", [])):
                 machines.append(item)
         volumes = (await client.list(register.PERSISTENT_VOLUME_CLAIM, Selection())).items
-        for item in (*machines, *volumes):
+        snapshots = (await client.list(register.VOLUME_SNAPSHOT)).items
+        for item in (*machines, *volumes, *snapshots):
             click.echo(f"{item['kind']} {item['metadata']['namespace']}/{item['metadata']['name']}")
-        if (machines or volumes) and not delete:
+        if (machines or volumes or snapshots) and not delete:
             raise click.ClickException(
-                f"{len(machines)} machines and {len(volumes)} volumes exist; "
+                f"{len(machines)} machines, {len(volumes)} volumes and {len(snapshots)} snapshots of volumes exist; "
                 "delete them first, or add --delete-machines-and-disks"
             )
         for resource in (
             register.VIRTUAL_MACHINE, register.VIRTUAL_MACHINE_INSTANCE, register.DATA_IMPORT_CRON,
+            register.MACHINE_SNAPSHOT, register.MACHINE_SNAPSHOT_CONTENT, register.VOLUME_SNAPSHOT,
             register.DATA_VOLUME, register.PERSISTENT_VOLUME_CLAIM, register.PERSISTENT_VOLUME,
         ):  # fmt: skip
             await _delete_all(session, resource)

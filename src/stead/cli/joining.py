@@ -153,9 +153,7 @@ async def create_token(session: Session, ttl: str, host: str, server: str, form:
     else:
         click.echo(f"stead join {url} --token {whole}")
         if is_loopback(url):
-            click.echo(
-                f"{url} is this host alone: set `listen_address`, or give --server.", err=True
-            )
+            click.echo(f"{url} is this host alone: set `listen_address`, or give --server.", err=True)
         click.echo(f"Good once, until {data['expiration']}; `stead token revoke {token_id}` ends it.", err=True)
 
 
